@@ -1,0 +1,1 @@
+"""AMQP 1.0: types, performatives, SASL, the connection engine, messages."""
