@@ -126,7 +126,10 @@ def mosquitto(folder: Path, count: int, tls: Path) -> Iterator[Server]:
         f"certfile {folder}/tls/server-p256.pem\nkeyfile {folder}/tls/server-p256.key\n"
         "set_tcp_nodelay true\nmax_connections -1\nlog_type error\nuser root\n"
     )
-    process = subprocess.Popen([program, "-c", str(folder / "mosquitto.conf")])
+    process = subprocess.Popen(
+        [program, "-c", str(folder / "mosquitto.conf")],
+        stderr=(folder / "mosquitto.log").open("wb"),
+    )
     try:
         wait_for_port(port)
         clients = [[f"bench-{n}", "", ""] for n in range(count)]
@@ -213,26 +216,23 @@ def main() -> None:
         f"{platform.python_version()}, {ssl.OPENSSL_VERSION}, {os.cpu_count()} cores"
     )
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="mooring-bench-") as name:
-        folder = Path(name)
-        with mooring(folder, args.clients) as ours:
-            tls_folder = folder / "hub" / "tls"
-            with mosquitto(folder, args.clients, tls_folder) as theirs:
-                for tls in args.tls or ["1.3", "1.2"]:
-                    rounds: dict[str, list[dict[str, float]]] = {}
-                    for _ in range(args.rounds):
-                        for server in (ours, theirs):
-                            if args.only in (None, server.name):
-                                figures = measure(server, tls, args.clients, args.seconds)
-                                rounds.setdefault(server.name, []).append(figures)
-                    results[tls] = {
-                        name: {
-                            key: sorted(each[key] for each in runs)[len(runs) // 2]
-                            for key in runs[0]
-                        }
-                        for name, runs in rounds.items()
-                    }
-                    show(console, tls, results[tls])
+    for tls in args.tls or ["1.3", "1.2"]:
+        rounds: dict[str, list[dict[str, float]]] = {}
+        for _ in range(args.rounds):
+            # Fresh servers each time: memory that an earlier load has left behind is not idle cost.
+            with contextlib.ExitStack() as stack:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mooring-")))
+                ours = stack.enter_context(mooring(folder, args.clients))
+                theirs = stack.enter_context(mosquitto(folder, args.clients, folder / "hub/tls"))
+                for server in (ours, theirs):
+                    if args.only in (None, server.name):
+                        figures = measure(server, tls, args.clients, args.seconds)
+                        rounds.setdefault(server.name, []).append(figures)
+        results[tls] = {
+            name: {key: sorted(each[key] for each in runs)[len(runs) // 2] for key in runs[0]}
+            for name, runs in rounds.items()
+        }
+        show(console, tls, results[tls])
     if args.json:
         args.json.write_text(json.dumps(results, indent=2))
 
