@@ -36,6 +36,10 @@ ENV_PREFIX = "MOORING_"
 DATA_ENV = "MOORING_DATA"
 CONFIG_ENV = "MOORING_CONFIG"
 
+# What commands find in the data directory.
+CA_NAME = "ca.pem"
+SOCKET_NAME = "control.sock"
+
 _HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9.\-]{0,126}[A-Za-z0-9])?$"
 _GROUP_NAME = r"^[$A-Za-z0-9][A-Za-z0-9._\-]{0,49}$"
 

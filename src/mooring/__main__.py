@@ -1,0 +1,5 @@
+"""`python -m mooring`."""
+
+from .cli import main
+
+main()

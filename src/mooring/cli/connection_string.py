@@ -1,0 +1,77 @@
+"""`mooring connection-string`: what an SDK is given to reach the hub, alone on standard output."""
+
+from typing import Annotated, Any
+
+import typer
+
+from .control import Control, Refused
+from .options import DEFAULT_DATA, Data, HubName
+
+
+def connection_string(
+    policy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A shared access policy's. [iothubowner]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="ID", help="A device's.")] = None,
+    module: Annotated[
+        str | None, typer.Option(metavar="ID", help="A module's, with --device.")
+    ] = None,
+    events: Annotated[
+        bool, typer.Option("--events", help="For azure-eventhub, to read telemetry.")
+    ] = False,
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain", help="With --events: without TLS, over the hub's --amqp-plain-port."
+        ),
+    ] = False,
+    secondary: Annotated[bool, typer.Option("--secondary", help="With the secondary key.")] = False,
+    hub: HubName = None,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Print a connection string: of a policy (default), a device, a module or the events."""
+    if module and not device:
+        raise Refused("--module ID goes with --device ID")
+    if device and (policy or events):
+        raise Refused("--device goes with neither --policy nor --events")
+    if plain and not events:
+        raise Refused("--plain goes with --events")
+    control = Control(data, hub)
+    slot = "secondaryKey" if secondary else "primaryKey"
+    status = control.control("GET", "status")
+    host = status["hub"]["name"]
+    if device:
+        print(_of_identity(control, host, device, module, slot))
+        return
+    key = control.control("GET", "policies", policy or "iothubowner")
+    credential = f"SharedAccessKeyName={key['name']};SharedAccessKey={key[slot]}"
+    if not events:
+        print(f"HostName={host};{credential}")
+        return
+    path = f"EntityPath={status['hub']['eventsPath']}"
+    if not plain:
+        print(f"Endpoint=sb://{host}/;{credential};{path}")
+        return
+    port = _plain_port(status)
+    print(f"Endpoint=sb://localhost:{port}/;{credential};{path};UseDevelopmentEmulator=true")
+
+
+def _of_identity(control: Control, host: str, device: str, module: str | None, slot: str) -> str:
+    path = ("devices", device, "modules", module) if module else ("devices", device)
+    auth = control.service("GET", *path)["authentication"]
+    who = f"HostName={host};DeviceId={device}" + (f";ModuleId={module}" if module else "")
+    if auth.get("type") in ("selfSigned", "certificateAuthority"):
+        return f"{who};x509=true"
+    key = (auth.get("symmetricKey") or {}).get(slot)
+    if not key:
+        raise Refused(f"{module or device} has no key: its authentication is {auth.get('type')}")
+    return f"{who};SharedAccessKey={key}"
+
+
+def _plain_port(status: Any) -> int:
+    for each in status["listening"]:
+        if each["protocol"] == "amqp-plain":
+            return int(each["port"])
+    raise Refused(
+        "the hub does not listen without TLS; start it with: mooring serve --amqp-plain-port 5672"
+    )

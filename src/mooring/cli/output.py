@@ -1,0 +1,61 @@
+"""How commands speak: tables for people, JSON for scripts, errors on standard error."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:
+    """A table, or the sentence `empty` (on standard error) when there is no row."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    if table.row_count:
+        _console().print(table)
+    else:
+        say(empty)
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """One line a field; those without a value are left out."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in fields.items():
+        if value not in (None, "", [], ()):
+            table.add_row(name, _cell(value))
+    _console().print(table)
+
+
+def say(text: str) -> None:
+    """A remark for people, on standard error so that scripts do not read it."""
+    print(text, file=sys.stderr)
+
+
+def complain(text: str) -> None:
+    """An error."""
+    say(f"mooring: {text}")
+
+
+def _console() -> Console:
+    # A pipe has no width; a table that is cut to 80 columns there would lose what it shows.
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=False)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value).replace("[", r"\[")
