@@ -6,13 +6,17 @@ is on disk. A unit must not touch anything but its `Tx` and its arguments, since
 the event loop, and must not keep the `Tx`.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar
+from __future__ import annotations
 
-from .commands import Command, FeedbackRecord
-from .identity import Identity, Ref
-from .policies import Policy
-from .twins import Twin
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    # The entities' modules hold what is done with them too, and import this port for that.
+    from .commands import Command, FeedbackRecord
+    from .identity import Identity, Ref
+    from .policies import Policy
+    from .twins import Twin
 
 T = TypeVar("T")
 
