@@ -8,7 +8,6 @@ Unix socket in its data directory, so that the commands go on working when SAS i
 import sys
 
 import typer
-from click.exceptions import ClickException
 
 from ..errors import MooringError
 from . import (
@@ -49,13 +48,7 @@ app.add_typer(consumer_group.app, name="consumer-group")
 def main() -> None:
     """Run the command line; exit status 1 is a refusal or failure, 2 a usage error."""
     try:
-        code = app(standalone_mode=False)
-    except ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        app()
     except MooringError as error:
         complain(str(error))
         sys.exit(1)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)

@@ -31,7 +31,9 @@ def create(
     primary_key: PrimaryKeyOption = None,
     secondary_key: SecondaryKeyOption = None,
     disabled: Annotated[bool, typer.Option("--disabled", help="Refuse it for now.")] = False,
-    reason: Annotated[str | None, typer.Option(help="Why it has that status.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Why it has that status.")
+    ] = None,
     as_json: AsJson = False,
     hub: HubName = None,
     data: Data = DEFAULT_DATA,
@@ -53,7 +55,7 @@ def create(
 
 @app.command("list")
 def list_(
-    top: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 1000,
+    top: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="At most so many.")] = 1000,
     as_json: AsJson = False,
     hub: HubName = None,
     data: Data = DEFAULT_DATA,
@@ -85,7 +87,9 @@ def update(
         bool | None,
         typer.Option("--enable/--disable", help="Disabling ends its session at once."),
     ] = None,
-    reason: Annotated[str | None, typer.Option(help="Why it has that status.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Why it has that status.")
+    ] = None,
     auth: AuthOption = None,
     thumbprint: ThumbprintOption = None,
     primary_key: PrimaryKeyOption = None,

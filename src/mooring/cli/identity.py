@@ -34,7 +34,9 @@ _TYPES = {Auth.SAS: "sas", Auth.SELF_SIGNED: "selfSigned", Auth.CA: "certificate
 AuthOption = Annotated[
     Auth | None,
     typer.Option(
-        "--auth", help="Proof: a shared key, a certificate's thumbprint or a certificate of a CA."
+        "--auth",
+        metavar="sas|self-signed|ca",
+        help="Proof: a shared key, a certificate's thumbprint or a certificate of a CA.",
     ),
 ]
 ThumbprintOption = Annotated[
@@ -55,7 +57,11 @@ SecondaryKeyOption = Annotated[
 ]
 RegenerateOption = Annotated[
     Slot | None,
-    typer.Option("--regenerate-key", help="Make a new key; sessions of the old one end."),
+    typer.Option(
+        "--regenerate-key",
+        metavar="primary|secondary|both",
+        help="Make a new key; sessions of the old one end.",
+    ),
 ]
 
 

@@ -33,7 +33,9 @@ def create(
     thumbprint: ThumbprintOption = None,
     primary_key: PrimaryKeyOption = None,
     secondary_key: SecondaryKeyOption = None,
-    managed_by: Annotated[str | None, typer.Option(help="Who looks after it.")] = None,
+    managed_by: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who looks after it.")
+    ] = None,
     as_json: AsJson = False,
     hub: HubName = None,
     data: Data = DEFAULT_DATA,
@@ -98,7 +100,9 @@ def update(
     swap_keys: Annotated[
         bool, typer.Option("--swap-keys", help="Swap primary and secondary key or thumbprint.")
     ] = False,
-    managed_by: Annotated[str | None, typer.Option(help="Who looks after it.")] = None,
+    managed_by: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who looks after it.")
+    ] = None,
     as_json: AsJson = False,
     hub: HubName = None,
     data: Data = DEFAULT_DATA,

@@ -36,7 +36,9 @@ def list_(as_json: AsJson = False, hub: HubName = None, data: Data = DEFAULT_DAT
 @app.command("regenerate")
 def regenerate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The policy's name.")],
-    slot: Annotated[Slot, typer.Option("--key", help="Which key to replace.")] = Slot.PRIMARY,
+    slot: Annotated[
+        Slot, typer.Option("--key", metavar="primary|secondary", help="Which key to replace.")
+    ] = Slot.PRIMARY,
     hub: HubName = None,
     data: Data = DEFAULT_DATA,
 ) -> None:

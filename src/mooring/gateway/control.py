@@ -1,0 +1,188 @@
+"""What commands ask of the running hub beyond the service REST API: status, policies, groups.
+
+An ASGI application for the private Unix socket alone; it takes `/control/…` and hands everything
+else to the hub's own HTTP application. Whoever can open the socket (0600 in a 0700 folder) is the
+operator and has all rights: there is no further check here, so it must never be served elsewhere.
+
+    GET    /control/status                        where it listens, what it carries
+    GET    /control/policies                      names and rights, no keys
+    GET    /control/policies/{name}               with its keys
+    POST   /control/policies/{name}/regenerate    {"key": "primary" | "secondary"}
+    GET    /control/consumer-groups               names
+    PUT    /control/consumer-groups/{name}
+    DELETE /control/consumer-groups/{name}
+
+The host name in `Host` picks the hub; the first hub answers for any that is unknown.
+"""
+
+import os
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Literal, NamedTuple, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+import structlog
+
+from .. import __version__
+from ..errors import ArgumentInvalid, GenericMethodNotAllowed, GenericNotFound, HubError
+from ..hub.hub import Hub
+from ..hub.hubs import Hubs
+from ..hub.policies import Policy, Right
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+T = TypeVar("T")
+_MAX_BODY = 64 * 1024
+log = structlog.get_logger(__name__)
+
+
+class Listening(NamedTuple):
+    """One open port."""
+
+    protocol: str  # "mqtt" | "amqp" | "https" | "amqp-plain" | "metrics"
+    address: str
+    port: int
+
+
+class _Regenerate(msgspec.Struct, forbid_unknown_fields=True):
+    key: Literal["primary", "secondary"]
+
+
+# As Azure's rights are written, in its order (service-apis reference §10.1).
+_RIGHTS = {
+    Right.REGISTRY_READ: "RegistryRead",
+    Right.REGISTRY_WRITE: "RegistryWrite",
+    Right.SERVICE_CONNECT: "ServiceConnect",
+    Right.DEVICE_CONNECT: "DeviceConnect",
+}
+
+
+class Control:
+    """The application; `app` serves every other path."""
+
+    def __init__(self, hubs: Hubs, listening: Callable[[], list[Listening]], app: App) -> None:
+        self._hubs = hubs
+        self._listening = listening
+        self._app = app
+        self._started = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not (path == "/control" or path.startswith("/control/")):
+            await self._app(scope, receive, send)
+            return
+        try:
+            answer = await self._answer(scope, receive)
+        except HubError as error:
+            log.info("control_refused", reason=error.reason, tracking_id=error.tracking_id)
+            await _respond(
+                send,
+                error.status,
+                {
+                    "Message": f"ErrorCode:{error.name};{error.message}",
+                    "ExceptionMessage": f"Tracking ID:{error.tracking_id}",
+                },
+                (b"iothub-errorcode", error.name.encode()),
+            )
+            return
+        await _respond(send, 204 if answer is None else 200, answer)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Any:
+        hub = self._hub(scope)
+        # The raw path, so that a name may hold an encoded slash.
+        raw = scope.get("raw_path") or scope["path"].encode()
+        words = [unquote(word) for word in raw.partition(b"?")[0].decode("ascii").split("/")[2:]]
+        match scope["method"], words:
+            case "GET", ["status"]:
+                return await self._status(hub)
+            case "GET", ["policies"]:
+                return [_policy(policy, keys=False) for policy in hub.policies.all()]
+            case "GET", ["policies", name]:
+                return _policy(_found(hub, name), keys=True)
+            case "POST", ["policies", name, "regenerate"]:
+                slot = await _body(receive, _Regenerate)
+                _found(hub, name)
+                return _policy(await hub.policies.regenerate(name, slot.key), keys=True)
+            case "GET", ["consumer-groups"]:
+                return list(await hub.consumer_groups.list())
+            case "PUT", ["consumer-groups", name]:
+                await hub.consumer_groups.create(name)
+                return None
+            case "DELETE", ["consumer-groups", name]:
+                await hub.consumer_groups.delete(name)
+                return None
+            case _, ["status"] | ["policies", *_] | ["consumer-groups", *_]:
+                raise GenericMethodNotAllowed(f"{scope['method']} cannot be done here")
+        raise GenericNotFound(f"there is no {scope['path']}")
+
+    def _hub(self, scope: Scope) -> Hub:
+        for name, value in scope["headers"]:
+            if name == b"host":
+                found = self._hubs.find(value.decode("latin-1"))
+                if found is None:
+                    raise GenericNotFound(f"there is no hub {value.decode('latin-1')} here")
+                return found
+        return self._hubs.default
+
+    async def _status(self, hub: Hub) -> Any:
+        counts = await hub.registry.counts()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptimeSeconds": int(time.monotonic() - self._started),
+            "listening": [each._asdict() for each in self._listening()],
+            "hub": {
+                "name": hub.name,
+                "aliases": sorted(self._hubs.aliases(hub)),
+                "eventsPath": hub.events_path,
+                "partitions": hub.events.partition_count,
+                "devices": counts.total,
+                "connected": hub.sessions.connected_count,
+            },
+            "otherHubs": [each.name for each in self._hubs if each is not hub],
+        }
+
+
+def _found(hub: Hub, name: str) -> Policy:
+    policy = hub.policies.get(name)
+    if policy is None:
+        names = ", ".join(each.name for each in hub.policies.all())
+        raise GenericNotFound(f"there is no policy {name}; there are {names}")
+    return policy
+
+
+def _policy(policy: Policy, *, keys: bool) -> Any:
+    held = Right(policy.rights)
+    shown: dict[str, str] = {
+        "name": policy.name,
+        "rights": ", ".join(name for right, name in _RIGHTS.items() if right in held),
+    }
+    if keys:
+        shown |= {"primaryKey": policy.primary_key, "secondaryKey": policy.secondary_key}
+    return shown
+
+
+async def _body(receive: Receive, kind: type[T]) -> T:
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > _MAX_BODY:
+            raise ArgumentInvalid("the request is too large")
+        if not message.get("more_body"):
+            break
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise ArgumentInvalid(f"not the JSON that was expected: {error}") from None
+
+
+async def _respond(send: Send, status: int, value: Any, *headers: tuple[bytes, bytes]) -> None:
+    body = b"" if status == 204 else msgspec.json.encode(value)
+    kind = () if status == 204 else ((b"content-type", b"application/json; charset=utf-8"),)
+    await send({"type": "http.response.start", "status": status, "headers": [*kind, *headers]})
+    await send({"type": "http.response.body", "body": body})
