@@ -112,6 +112,10 @@ class ConnectionForcefullyClosedOnNewConnection(HubError):
     number, condition = 400027, "amqp:link:stolen"
 
 
+class InvalidDeviceScope(HubError):
+    number, condition = 400028, "com.microsoft:argument-error"
+
+
 # 401, 403 -----------------------------------------------------------------------------------
 
 
@@ -129,6 +133,12 @@ class IotHubUnauthorized(HubError):
     """The credential is missing, wrong or expired."""
 
     number, condition = 401003, "amqp:unauthorized-access"
+
+
+class SystemModuleModifyUnauthorizedAccess(HubError):
+    """$edgeAgent and $edgeHub are the server's own."""
+
+    number, condition = 401100, "amqp:unauthorized-access"
 
 
 class DeviceMaximumQueueDepthExceeded(HubError):
@@ -186,6 +196,10 @@ class GenericMethodNotAllowed(HubError):
     number, condition = 405000, "amqp:not-allowed"
 
 
+class GenericConflict(HubError):
+    number, condition = 409000, "amqp:resource-locked"
+
+
 class DeviceAlreadyExists(HubError):
     number, condition = 409001, "com.microsoft:device-already-exists"
 
@@ -207,6 +221,10 @@ class PreconditionFailed(HubError):
 
 class DeviceMessageLockLost(HubError):
     number, condition = 412002, "com.microsoft:message-lock-lost"
+
+
+class GenericRequestEntityTooLarge(HubError):
+    number, condition = 413000, "amqp:link:message-size-exceeded"
 
 
 class MessageTooLarge(HubError):

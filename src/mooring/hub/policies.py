@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from mooring.errors import ArgumentInvalid, GenericNotFound
+
 from .identity import check_key, new_key
 from .state import State, Tx
 
@@ -222,6 +223,4 @@ async def _nobody(name: str) -> None:
 
 
 def _fresh(name: str, rights: Right) -> Policy:
-    return Policy(
-        name=name, rights=rights.value, primary_key=new_key(), secondary_key=new_key()
-    )
+    return Policy(name=name, rights=rights.value, primary_key=new_key(), secondary_key=new_key())

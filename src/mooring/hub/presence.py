@@ -14,6 +14,7 @@ from typing import NamedTuple
 import structlog
 
 from mooring.errors import MooringError
+
 from .identity import Ref
 from .state import State, Tx
 

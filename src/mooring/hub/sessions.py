@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from mooring.errors import ConnectionForcefullyClosedOnNewConnection, HubError, IotHubUnauthorized
+
 from .identity import Ref
 from .presence import Presence
 
@@ -119,7 +120,9 @@ class Sessions:
 
         Raises IotHubUnauthorized if it is another identity's."""
         if principal.ref != session.principal.ref:
-            raise IotHubUnauthorized("Unauthorized", reason="a renewed token names another identity")
+            raise IotHubUnauthorized(
+                "Unauthorized", reason="a renewed token names another identity"
+            )
         if session not in self._open:
             session.principal = principal
             return
