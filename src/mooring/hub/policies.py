@@ -116,6 +116,10 @@ class Policies:
 
         self._by_name = {policy.name: policy for policy in await self._state.write(unit)}
 
+    async def close(self) -> None:
+        """Wait for the writes that have begun."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def get(self, name: str) -> Policy | None:
         """A policy by its exact name."""
         return self._by_name.get(name)

@@ -194,14 +194,14 @@ class Registry:
         ready = self._prepared(request)
         return await self._write([request.ref], lambda tx: self._update(tx, ready, if_match))
 
-    async def put(self, request: IdentityRequest) -> Identity:
-        """Create or, if it is there, update unconditionally."""
+    async def put(self, request: IdentityRequest, *, if_match: str | None = None) -> Identity:
+        """Create or, if it is there and `if_match` fits it, update."""
         ready = self._prepared(request)
 
         def unit(tx: Tx) -> Identity:
             if tx.identity(request.ref) is None:
                 return self._create(tx, ready)
-            return self._update(tx, ready, None)
+            return self._update(tx, ready, if_match)
 
         return await self._write([request.ref], unit)
 

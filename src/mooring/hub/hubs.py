@@ -1,0 +1,50 @@
+"""The hubs that one server carries, found by the host name that a client used."""
+
+from collections.abc import Iterator, Sequence
+
+from mooring.errors import ConfigError
+
+from .hub import Hub
+
+
+class Hubs:
+    """The hubs of one server; the first is the default."""
+
+    def __init__(self, hubs: Sequence[Hub]) -> None:
+        """Raises ConfigError if there is none, or if two answer to the same name."""
+        if not hubs:
+            raise ConfigError("hub.name: a server carries at least one hub")
+        self._hubs = tuple(hubs)
+        self._by_host: dict[str, Hub] = {}
+        for hub in self._hubs:
+            for host in (hub.name, *sorted(hub.aliases)):
+                if host in self._by_host:
+                    raise ConfigError(f"hub.aliases: two hubs cannot both answer to {host}")
+                self._by_host[host] = hub
+
+    @property
+    def default(self) -> Hub:
+        """The first hub, which also answers as `localhost`."""
+        return self._hubs[0]
+
+    def find(self, host: str) -> Hub | None:
+        """The hub that answers to `host`, in any case and with or without a port."""
+        return self._by_host.get(without_port(host).lower().rstrip("."))
+
+    def aliases(self, hub: Hub) -> frozenset[str]:
+        """The further host names that a hub answers to."""
+        return hub.aliases
+
+    def __iter__(self) -> Iterator[Hub]:
+        return iter(self._hubs)
+
+    def __len__(self) -> int:
+        return len(self._hubs)
+
+
+def without_port(host: str) -> str:
+    """`localhost:443` and `[::1]:443` without the port; a bare IPv6 address as it is."""
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    name, colon, _ = host.partition(":")
+    return name if colon and host.count(":") == 1 else host
