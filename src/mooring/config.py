@@ -61,8 +61,8 @@ class Listen(Section, frozen=True, kw_only=True):
 
     hosts: Annotated[
         tuple[Annotated[str, Meta(min_length=1)], ...],
-        _about("Addresses to listen on. An address family that the machine lacks is left out."),
-    ] = ("0.0.0.0", "::")  # noqa: S104 - a hub is there to be reached
+        _about("Addresses to listen on, of IPv4 and IPv6; none means all that the machine has."),
+    ] = ()
     mqtt_port: Annotated[Port, _about("MQTT over TLS. The device SDKs cannot use another.")] = 8883
     amqp_port: Annotated[
         Port, _about("AMQP over TLS, for back ends, devices and the Event Hubs-compatible reader.")
@@ -110,21 +110,22 @@ class Tls(Section, frozen=True, kw_only=True):
     handshake_timeout: Annotated[
         float, Meta(ge=1, le=120), _about("Time that a TLS handshake may take.")
     ] = 10.0
-    first_packet_timeout: Annotated[
-        float,
-        Meta(ge=1, le=300),
-        _about("Time after the handshake until the first complete packet or request."),
-    ] = 20.0
+    first_byte_timeout: Annotated[
+        float, Meta(ge=1, le=120), _about("Time after the handshake until something is sent.")
+    ] = 10.0
     max_connections: Annotated[
         int,
         Meta(ge=1, le=1_000_000),
-        _about("Connections on all ports together; more are closed at once."),
-    ] = 100_000
-    max_connections_per_address: Annotated[
+        _about("Connections on one port; more are closed at once."),
+    ] = 50_000
+    max_pending: Annotated[
         int,
-        Meta(ge=1, le=1_000_000),
-        _about("Connections from one address that have not yet authenticated."),
-    ] = 2_000
+        Meta(ge=1, le=100_000),
+        _about("Connections on one port that have sent nothing yet; beyond, the oldest is closed."),
+    ] = 1_000
+    max_connections_per_address: Annotated[
+        int, Meta(ge=0, le=1_000_000), _about("Connections from one address; 0 means no limit.")
+    ] = 0
 
 
 class Mqtt(Section, frozen=True, kw_only=True):
@@ -187,7 +188,7 @@ class Feedback(Section, frozen=True, kw_only=True):
     ] = 60
     max_delivery_count: Annotated[
         int, Meta(ge=1, le=100), _about("Deliveries before a batch is dropped.")
-    ] = 10
+    ] = 100
 
 
 class Storage(Section, frozen=True, kw_only=True):
@@ -492,8 +493,6 @@ def _check_together(config: Config, chosen: Mapping[str, tuple[Any, str]]) -> No
         if port in taken:
             refuse(name, f"must not be {port}: {taken[port]} has that port")
         taken[port] = name
-    if not listen.hosts:
-        refuse("listen.hosts", "must name at least one address")
     hubs: set[str] = {config.hub.name.lower(), *map(str.lower, config.hub.aliases)}
     for other in map(str.lower, config.hub.others):
         if other in hubs or other == "localhost":

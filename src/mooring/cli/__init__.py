@@ -18,6 +18,7 @@ from . import (
     execute,
     module,
     policy,
+    sas_token,
     serve,
     status,
     twin,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("connection-string")(connection_string.connection_string)
+app.command("sas-token")(sas_token.sas_token)
 app.command("ca-certificate")(ca_certificate.ca_certificate)
 app.command("exec", context_settings={"allow_interspersed_args": False})(execute.execute)
 app.command("status")(status.status)

@@ -57,15 +57,21 @@ def connection_string(
 
 
 def _of_identity(control: Control, host: str, device: str, module: str | None, slot: str) -> str:
+    key = identity_key(control, device, module, slot)
+    who = f"HostName={host};DeviceId={device}" + (f";ModuleId={module}" if module else "")
+    return f"{who};SharedAccessKey={key}" if key else f"{who};x509=true"
+
+
+def identity_key(control: Control, device: str, module: str | None, slot: str) -> str:
+    """A device's or module's key; "" if it proves itself by certificate. Raises Refused."""
     path = ("devices", device, "modules", module) if module else ("devices", device)
     auth = control.service("GET", *path)["authentication"]
-    who = f"HostName={host};DeviceId={device}" + (f";ModuleId={module}" if module else "")
     if auth.get("type") in ("selfSigned", "certificateAuthority"):
-        return f"{who};x509=true"
+        return ""
     key = (auth.get("symmetricKey") or {}).get(slot)
     if not key:
         raise Refused(f"{module or device} has no key: its authentication is {auth.get('type')}")
-    return f"{who};SharedAccessKey={key}"
+    return str(key)
 
 
 def _plain_port(status: Any) -> int:

@@ -28,7 +28,7 @@ from .. import __version__
 from ..errors import ArgumentInvalid, GenericMethodNotAllowed, GenericNotFound, HubError
 from ..hub.hub import Hub
 from ..hub.hubs import Hubs
-from ..hub.policies import Policy, Right
+from ..hub.policies import Policy, Right, format_rights
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -50,15 +50,6 @@ class Listening(NamedTuple):
 
 class _Regenerate(msgspec.Struct, forbid_unknown_fields=True):
     key: Literal["primary", "secondary"]
-
-
-# As Azure's rights are written, in its order (service-apis reference §10.1).
-_RIGHTS = {
-    Right.REGISTRY_READ: "RegistryRead",
-    Right.REGISTRY_WRITE: "RegistryWrite",
-    Right.SERVICE_CONNECT: "ServiceConnect",
-    Right.DEVICE_CONNECT: "DeviceConnect",
-}
 
 
 class Control:
@@ -156,11 +147,7 @@ def _found(hub: Hub, name: str) -> Policy:
 
 
 def _policy(policy: Policy, *, keys: bool) -> Any:
-    held = Right(policy.rights)
-    shown: dict[str, str] = {
-        "name": policy.name,
-        "rights": ", ".join(name for right, name in _RIGHTS.items() if right in held),
-    }
+    shown = {"name": policy.name, "rights": format_rights(Right(policy.rights))}
     if keys:
         shown |= {"primaryKey": policy.primary_key, "secondaryKey": policy.secondary_key}
     return shown
