@@ -18,16 +18,14 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from mooring.errors import ArgumentInvalid, MessageTooLarge
 from mooring.wire.amqp import types
 
+from .access import Principal
 from .events import RECORD_HEAD, SLOTS, EventLog, Sink
 from .settings import HubSettings
-
-if TYPE_CHECKING:
-    from .access import Principal
 
 _U32: Final = struct.Struct(">I")
 _TIME: Final = struct.Struct(">q")
@@ -130,7 +128,7 @@ class Channel:
 
     def __init__(
         self,
-        principal: "Principal",
+        principal: Principal,
         model_id: str,
         events: EventLog,
         limit: int,
@@ -239,7 +237,7 @@ class Telemetry:
         self._limit = settings.max_device_message
         self._now = now
 
-    def channel(self, principal: "Principal", *, model_id: str = "") -> Channel:
+    def channel(self, principal: Principal, *, model_id: str = "") -> Channel:
         """A sender's channel; `principal.ref` names the identity that its events are stamped with.
 
         `model_id` is what the connection announced, "" if nothing."""
