@@ -1,0 +1,1 @@
+"""Dialogues between a served hub and the clients that people have: official SDKs, unmodified."""
