@@ -45,6 +45,12 @@ class Hub(Served):
             self._strings[which] = text
         return self._strings[which]
 
+    def consumer_group(self, name: str) -> str:
+        """Make a consumer group, as `mooring consumer-group create` does."""
+        with self.control() as http:
+            http.put(f"/control/consumer-groups/{name}").raise_for_status()
+        return name
+
     def entries(self) -> list[dict[str, Any]]:
         """Its log, an entry for each line."""
         return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]

@@ -1,7 +1,6 @@
 """Direct methods: azure-iot-hub calls, azure-iot-device answers."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,16 +32,6 @@ PAYLOADS: list[Any] = [
     "x" * 100_000,
     {"key": "y" * 100_000},
 ]
-
-
-@pytest.fixture
-def quick(service: IoTHubRegistryManager) -> Iterator[IoTHubRegistryManager]:
-    """azure-iot-hub tries three times after a 5xx; its own setting turns that off."""
-    policy = service.protocol.config.retry_policy
-    before = policy.retries
-    policy.retries = 0
-    yield service
-    policy.retries = before
 
 
 async def invoke(
@@ -149,24 +138,24 @@ async def test_a_second_answer_and_an_answer_to_nothing_do_no_harm(
 
 
 async def test_a_device_that_is_not_there(
-    device: Account, quick: IoTHubRegistryManager, aio: Flavour
+    device: Account, service: IoTHubRegistryManager, aio: Flavour
 ) -> None:
     with pytest.raises(HttpOperationError) as refused:
-        await invoke(quick, device, "m")
+        await invoke(service, device, "m")
     assert refused.value.response.status_code == 404
     assert refused.value.response.headers["iothub-errorcode"] == "DeviceNotOnline"
 
     await aio.device(device).connect()  # connected, but it takes no methods
     with pytest.raises(HttpOperationError) as refused:
-        await invoke(quick, device, "m")
+        await invoke(service, device, "m")
     assert refused.value.response.status_code == 404
     assert refused.value.response.headers["iothub-errorcode"] == "DeviceNotOnline"
 
 
-async def test_an_unknown_device(quick: IoTHubRegistryManager) -> None:
+async def test_an_unknown_device(service: IoTHubRegistryManager) -> None:
     nobody = Account("localhost", "nobody-knows-me", "", "", "")
     with pytest.raises(HttpOperationError) as refused:
-        await invoke(quick, nobody, "m")
+        await invoke(service, nobody, "m")
     assert refused.value.response.status_code == 404
     assert refused.value.response.headers["iothub-errorcode"] == "DeviceNotFound"
 
@@ -182,12 +171,12 @@ async def test_the_caller_may_wait_for_the_device(
 
 
 async def test_a_device_that_does_not_answer(
-    aio: Flavour, device: Account, quick: IoTHubRegistryManager
+    aio: Flavour, device: Account, service: IoTHubRegistryManager
 ) -> None:
     client = aio.device(device)
     requests = await client.on("method_request_received")
     with pytest.raises(HttpOperationError) as refused:
-        await invoke(quick, device, "m", 1, response_timeout=5)
+        await invoke(service, device, "m", 1, response_timeout=5)
     assert refused.value.response.status_code == 504
     assert "504101" in refused.value.response.text or (
         refused.value.response.headers["iothub-errorcode"] == "GatewayTimeout"
@@ -196,15 +185,15 @@ async def test_a_device_that_does_not_answer(
     late = await asyncio.to_thread(requests.take)
     await client.send_method_response(MethodResponse.create_from_method_request(late, 200, 1))
     await client.answers_methods(lambda request: (200, "in time"))
-    assert (await invoke(quick, device, "m", 1)).payload == "in time"
+    assert (await invoke(service, device, "m", 1)).payload == "in time"
 
 
 async def test_a_device_that_leaves_during_the_call(
-    aio: Flavour, device: Account, quick: IoTHubRegistryManager
+    aio: Flavour, device: Account, service: IoTHubRegistryManager
 ) -> None:
     client = aio.device(device)
     requests = await client.on("method_request_received")
-    call = asyncio.create_task(invoke(quick, device, "m", 1))
+    call = asyncio.create_task(invoke(service, device, "m", 1))
     await asyncio.to_thread(requests.take)
     await client.disconnect()
 

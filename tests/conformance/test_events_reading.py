@@ -11,7 +11,7 @@ from azure.eventhub import EventHubConsumerClient
 from azure.eventhub.aio import EventHubConsumerClient as AioConsumerClient
 from uamqp.authentication import SASLPlain
 
-from .cloud import Account, EventTap, parts
+from .cloud import Account, EventTap, fresh, parts
 from .flavours import Flavour
 from .readers import Reader
 from .service_http import authorization
@@ -199,8 +199,7 @@ async def test_last_enqueued_event_properties(
 async def test_consumer_groups_read_side_by_side(
     aio: Flavour, device: Account, hub: Hub, reader: OpenReader
 ) -> None:
-    group = f"group-{device.device_id}"
-    hub.run("consumer-group", "create", group)
+    group = hub.consumer_group(fresh("group"))
     await send(aio, device, "for both")
     assert reader().take_from(device.device_id).text == "for both"
     assert reader(group=group).take_from(device.device_id).text == "for both"

@@ -27,8 +27,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def reader(kind: str, hub: Hub) -> Iterator[OpenReader]:
     """Opens consumers in a consumer group of the test's own; they are closed at the end."""
-    group = fresh("group")
-    hub.run("consumer-group", "create", group)
+    group = hub.consumer_group(fresh("group"))
     opened: list[Reader] = []
 
     def open_reader(**options: Any) -> Reader:
