@@ -45,13 +45,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         assert not leaked, "secrets of the tests are in the hub's log"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture
 def service(hub: Hub) -> IoTHubRegistryManager:
     """The back end's azure-iot-hub client, as iothubowner."""
     return IoTHubRegistryManager.from_connection_string(hub.policy_string())
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture
 def runtime(hub: Hub) -> IoTHubHttpRuntimeManager:
     """azure-iot-hub's client of feedback and of device queues over HTTP."""
     return IoTHubHttpRuntimeManager.from_connection_string(hub.policy_string())
