@@ -95,10 +95,7 @@ def parse_time(value: str) -> int | None:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    try:
-        return round(moment.timestamp() * 1000)
-    except OverflowError:
-        return None
+    return round(moment.timestamp() * 1000)
 
 
 def partition_of(device_id: str, partition_count: int) -> int:
