@@ -1,0 +1,1 @@
+"""The history of the schema. Forward only: a downgrade is a restored backup."""
