@@ -18,6 +18,7 @@ from OpenSSL import SSL
 
 from mooring.gateway.tls.binding import bind
 from mooring.gateway.tls.limits import ListenerLimits
+from mooring.gateway.tls.native import receiver
 from mooring.gateway.tls.transport import TlsTransport
 
 _log = structlog.get_logger(__name__)
@@ -74,6 +75,7 @@ class Listener:
         self.refusals: Counter[str] = Counter()
         self._loop = asyncio.get_running_loop()
         self._factory = protocol_factory
+        self._receive = receiver()
         self._context = context
         self._sockets = sockets
         self._socknames = [sock.getsockname() for sock in sockets]
@@ -147,7 +149,13 @@ class Listener:
             sock.setblocking(False)
             context = self._context if isinstance(self._context, SSL.Context) else self._context()
             transport = TlsTransport(
-                self._loop, sock, peername, context, self, self.limits.transport
+                self._loop,
+                sock,
+                peername,
+                context,
+                self,
+                self.limits.transport,
+                self._receive,
             )
         except Exception:
             sock.close()

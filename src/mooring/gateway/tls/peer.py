@@ -1,5 +1,7 @@
 """What a handshake tells about the client: its certificates, and why it failed."""
 
+from typing import Any
+
 from OpenSSL import SSL, crypto
 
 from mooring.gateway.tls.context import MAX_CHAIN
@@ -15,6 +17,22 @@ def peer_chain(conn: SSL.Connection) -> tuple[bytes, ...]:
     return tuple(
         crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in presented
     )
+
+
+def session_info(conn: SSL.Connection, name: str, default: Any) -> Any:
+    """The part of `get_extra_info` that only OpenSSL knows, once the handshake is done."""
+    if name == "sni":
+        sent = conn.get_servername()
+        return sent.decode("ascii", "replace").lower() if sent else default
+    if name == "tls_version":
+        return conn.get_protocol_version_name()
+    if name == "cipher":
+        return conn.get_cipher_name()
+    if name == "peer_chain":
+        return peer_chain(conn)
+    if name == "sslcontext":
+        return conn.get_context()
+    return default
 
 
 def chain_excess(conn: SSL.Connection, max_bytes: int) -> str:

@@ -28,34 +28,21 @@ import socket
 from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any
 
 from OpenSSL import SSL
 
+from mooring.gateway.tls import native
 from mooring.gateway.tls.limits import TransportLimits
-from mooring.gateway.tls.peer import chain_excess, failure_reason, peer_chain
+from mooring.gateway.tls.owner import Owner
+from mooring.gateway.tls.peer import chain_excess, failure_reason, session_info
 
-_RECORD = 16384
+_RECORD = native.RECORD
+_send = native.send
 _READS_PER_TURN = 4
 _WRITES_PER_TURN = 16
 _LINGER_BYTES = 8 * 1024 * 1024
 _waste = bytearray(64 * 1024)  # where lingering connections read to; never looked at
-
-
-class Owner(Protocol):
-    """Who accepted the connection and is told how it goes."""
-
-    def secured(self, transport: "TlsTransport") -> asyncio.Protocol | None:
-        """The handshake is done: the protocol to serve it, or None to refuse it."""
-
-    def heard(self, transport: "TlsTransport") -> None:
-        """The first application bytes arrived."""
-
-    def refused(self, transport: "TlsTransport", reason: str) -> None:
-        """The transport ends the connection for this reason, before or after the handshake."""
-
-    def released(self, transport: "TlsTransport") -> None:
-        """The socket is closed and the transport is out of use."""
 
 
 class State(IntEnum):
@@ -90,9 +77,9 @@ class TlsTransport(asyncio.Transport):
         "_protocol",
         "_queue",
         "_reading",
-        "_recv",
-        "_send",
+        "_receive",
         "_sock",
+        "_ssl",
         "_stall",
         "_state",
         "_timer",
@@ -112,6 +99,7 @@ class TlsTransport(asyncio.Transport):
         context: SSL.Context,
         owner: Owner,
         limits: TransportLimits,
+        receive: native.Receive,
     ) -> None:
         """Take over the accepted, non-blocking `sock` and start the handshake."""
         super().__init__()
@@ -122,7 +110,7 @@ class TlsTransport(asyncio.Transport):
         self._owner = owner
         self._limits = limits
         self._protocol: asyncio.Protocol | None = None
-        self._data_received: Callable[[bytes], None] | None = None
+        self._data_received: Any = None
         self._state = State.HANDSHAKE
         self._unheard = True
         self._reading = True
@@ -138,7 +126,11 @@ class TlsTransport(asyncio.Transport):
         self._linger_left = 0
         self._stall: asyncio.TimerHandle | None = None
         self._context: SSL.Context | None = context
-        self._conn: SSL.Connection | None = None
+        # SSL.Connection from the first byte to the close; Any, since the hot path must not
+        # spend its time on proving that it is there. The same holds for _data_received.
+        self._conn: Any = None
+        self._ssl: Any = None
+        self._receive = receive
         self._timer: asyncio.TimerHandle | None = loop.call_later(
             limits.handshake_timeout, self._time_out, "handshake took too long"
         )
@@ -157,8 +149,7 @@ class TlsTransport(asyncio.Transport):
             conn = self._conn = SSL.Connection(self._context, self._sock)
             self._context = None
             conn.set_accept_state()
-            self._recv = conn.recv
-            self._send = conn.send
+            self._ssl = native.handle(conn)
         try:
             conn.do_handshake()
         except SSL.WantReadError:
@@ -214,51 +205,24 @@ class TlsTransport(asyncio.Transport):
 
     # Reading ----------------------------------------------------------------------------------
 
-    def _read_ready(self) -> None:
+    def _read_ready(self, more: int = _READS_PER_TURN - 1) -> None:
         # The hot path: one wake-up, one SSL_read, one data_received.
         try:
-            data = self._recv(_RECORD)
-        except SSL.WantReadError:
-            return
-        except SSL.WantWriteError:
-            # The answer to a peer's KeyUpdate does not fit into the socket.
-            self._want_writable(self._write_ready)
-            return
+            data = self._receive(self._conn, self._ssl)
         except (SSL.Error, OSError) as error:
             self._read_failed(error)
             return
         if self._unheard:
             self._first_bytes()
         try:
-            self._data_received(data)  # type: ignore[misc]
+            self._data_received(data)
         except Exception as error:
             self._fatal(error, "data_received failed")
             return
-        # A shorter read has emptied the record; the poller knows of the next one.
-        if len(data) == _RECORD:
-            self._read_more()
-
-    def _read_more(self) -> None:
-        for _ in range(_READS_PER_TURN - 1):
-            if not self._reading or self._state != State.OPEN:
-                return
-            try:
-                data = self._recv(_RECORD)
-            except SSL.WantReadError:
-                return
-            except SSL.WantWriteError:
-                self._want_writable(self._write_ready)
-                return
-            except (SSL.Error, OSError) as error:
-                self._read_failed(error)
-                return
-            try:
-                self._data_received(data)  # type: ignore[misc]
-            except Exception as error:
-                self._fatal(error, "data_received failed")
-                return
-            if len(data) < _RECORD:
-                return
+        # A shorter read has emptied the record, and the poller knows of the next one; after a
+        # full one there is probably more.
+        if len(data) == _RECORD and more and self._reading and self._state == State.OPEN:
+            self._read_ready(more - 1)
 
     def _first_bytes(self) -> None:
         self._unheard = False
@@ -268,7 +232,12 @@ class TlsTransport(asyncio.Transport):
         self._owner.heard(self)
 
     def _read_failed(self, error: Exception) -> None:
-        if isinstance(error, SSL.ZeroReturnError):
+        if isinstance(error, SSL.WantReadError):
+            return
+        if isinstance(error, SSL.WantWriteError):
+            # The answer to a peer's KeyUpdate does not fit into the socket.
+            self._want_writable(self._write_ready)
+        elif isinstance(error, SSL.ZeroReturnError):
             self._end_of_file()
         elif isinstance(error, SSL.SysCallError):
             number = error.args[0] if error.args else -1
@@ -305,14 +274,14 @@ class TlsTransport(asyncio.Transport):
         if self._state == State.OPEN and not self._reading and not self._peer_closed:
             self._reading = True
             self._loop.add_reader(self._fd, self._read_ready)
-            if self._conn.pending():  # type: ignore[union-attr]
+            if self._conn.pending():
                 self._loop.call_soon(self._read_pending)
 
     def is_reading(self) -> bool:
         return self._reading and self._state == State.OPEN
 
     def _read_pending(self) -> None:
-        if self._reading and self._state == State.OPEN and self._conn.pending():  # type: ignore[union-attr]
+        if self._reading and self._state == State.OPEN and self._conn.pending():
             self._read_ready()
 
     def _stop_reading(self) -> None:
@@ -328,7 +297,7 @@ class TlsTransport(asyncio.Transport):
             if not size:
                 return
             try:
-                sent = self._send(data)
+                sent = _send(self._conn, self._ssl, data)
             except SSL.WantWriteError:
                 sent = 0
             except (SSL.Error, OSError) as error:
@@ -376,7 +345,7 @@ class TlsTransport(asyncio.Transport):
             return
         for _ in range(_WRITES_PER_TURN):
             try:
-                sent = self._send(queue)
+                sent = _send(self._conn, self._ssl, queue)
             except SSL.WantWriteError:
                 break
             except (SSL.Error, OSError) as error:
@@ -488,7 +457,6 @@ class TlsTransport(asyncio.Transport):
 
     def _say_goodbye(self) -> None:
         conn = self._conn
-        assert conn is not None
         try:
             if not self._notified:
                 conn.shutdown()
@@ -576,9 +544,8 @@ class TlsTransport(asyncio.Transport):
             )
 
     def _drop_connection(self) -> None:
-        # Frees what OpenSSL holds for it, and the cycles through the bound methods.
-        self._conn = None
-        del self._recv, self._send
+        # Frees what OpenSSL holds for it.
+        self._conn = self._ssl = None
 
     def _release(self) -> None:
         """Give back everything that the operating system and OpenSSL hold for us."""
@@ -633,15 +600,4 @@ class TlsTransport(asyncio.Transport):
         conn = self._conn
         if conn is None or self._state == State.HANDSHAKE:
             return () if name == "peer_chain" else default
-        if name == "sni":
-            sent = conn.get_servername()
-            return sent.decode("ascii", "replace").lower() if sent else default
-        if name == "tls_version":
-            return conn.get_protocol_version_name()
-        if name == "cipher":
-            return conn.get_cipher_name()
-        if name == "peer_chain":
-            return peer_chain(conn)
-        if name == "sslcontext":
-            return conn.get_context()
-        return default
+        return session_info(conn, name, default)
