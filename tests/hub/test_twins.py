@@ -12,6 +12,7 @@ from mooring.errors import (
     DeviceNotFound,
     ModuleNotFound,
     PreconditionFailed,
+    SystemModuleModifyUnauthorizedAccess,
     Unavailable,
 )
 from mooring.hub.etags import matches, twin_etag
@@ -230,6 +231,18 @@ async def test_modules_have_twins_of_their_own(
     assert await twins.patch_reported(M1, b'{"a":1}') == 2
     assert (await twins.get(D1)).version == 2
     assert (await twins.get(M1)).version == 4
+
+
+@pytest.mark.parametrize("module_id", ["$edgeAgent", "$edgeHub"])
+async def test_system_modules_are_for_deployments(
+    twins: Twins, state: MemoryState, clock: Clock, module_id: str
+) -> None:
+    ref = Ref("d1", module_id)
+    await add(state, ref, clock)
+    for call in (twins.patch, twins.replace):
+        with pytest.raises(SystemModuleModifyUnauthorizedAccess):
+            await call(ref, desired(a=1))
+    assert await twins.patch_reported(ref, b'{"a":1}') == 2
 
 
 # limits

@@ -22,10 +22,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import structlog
 
-from mooring.errors import ArgumentInvalid, PreconditionFailed
+from mooring.errors import (
+    ArgumentInvalid,
+    PreconditionFailed,
+    SystemModuleModifyUnauthorizedAccess,
+)
 
 from . import etags, json_text
-from .identity import Identity, Ref
+from .identity import SYSTEM_MODULES, Identity, Ref
 from .lookup import known
 from .presence import Status
 from .settings import HubSettings
@@ -129,7 +133,8 @@ class Twins:
     async def patch(self, ref: Ref, patch: Json, *, if_match: str | None = None) -> Twin:
         """A back end's merge of `{"tags":…,"properties":{"desired":…}}`; other keys are ignored.
 
-        Raises DeviceNotFound, ModuleNotFound, PreconditionFailed (ETag), ArgumentInvalid."""
+        Raises DeviceNotFound, ModuleNotFound, PreconditionFailed (ETag), ArgumentInvalid, and
+        SystemModuleModifyUnauthorizedAccess for the modules that only deployments change."""
         return await self._change(ref, patch, if_match, whole=False)
 
     async def replace(self, ref: Ref, document: Json, *, if_match: str | None = None) -> Twin:
@@ -192,6 +197,10 @@ class Twins:
         return stop
 
     async def _change(self, ref: Ref, document: Json, if_match: str | None, *, whole: bool) -> Twin:
+        if ref.module_id in SYSTEM_MODULES:
+            raise SystemModuleModifyUnauthorizedAccess(
+                f"The twin of {ref.module_id} is changed by deployments only."
+            )
         properties = document.get("properties")
         tags = _change_of("tags", document, whole, self._settings)
         desired = _change_of("desired", _object("properties", properties), whole, self._settings)

@@ -1,0 +1,69 @@
+"""The route of direct methods (service-apis reference §3).
+
+Payloads pass verbatim in both directions: a number that a double cannot hold arrives as written.
+"""
+
+import msgspec
+from litestar import Response, Router, post
+
+from mooring.errors import ArgumentInvalid
+from mooring.hub.hub import Hub
+from mooring.hub.identity import Ref
+
+from .errors import JSON
+
+
+class MethodRequest(msgspec.Struct, rename="camel"):
+    """What a back end asks. The shorter names are those of 2016 and of the C SDK's modules."""
+
+    method_name: str
+    payload: msgspec.Raw = msgspec.Raw(b"")
+    response_timeout_in_seconds: float | None = None
+    connect_timeout_in_seconds: float | None = None
+    timeout_in_seconds: float | None = None
+    timeout: float | None = None
+
+    @property
+    def response_timeout(self) -> float | None:
+        """Seconds, None for the default."""
+        given = (self.response_timeout_in_seconds, self.timeout_in_seconds, self.timeout)
+        return next((value for value in given if value is not None), None)
+
+
+_DECODER = msgspec.json.Decoder(MethodRequest)
+
+
+@post(
+    [
+        "/twins/{device_id:str}/methods",
+        "/twins/{device_id:str}/modules/{module_id:str}/methods",
+    ],
+    status_code=200,
+)
+async def invoke_method(
+    hub: Hub, body: bytes, device_id: str, module_id: str = ""
+) -> Response[bytes]:
+    """Call a method on a connected device and wait for its answer."""
+    request = _read(body)
+    answer = await hub.methods.invoke(
+        Ref(device_id, module_id),
+        request.method_name,
+        bytes(request.payload),
+        response_timeout=request.response_timeout,
+        connect_timeout=request.connect_timeout_in_seconds or 0,
+    )
+    return Response(
+        b'{"status":%d,"payload":%b}' % (answer.status, answer.payload), media_type=JSON
+    )
+
+
+def _read(body: bytes) -> MethodRequest:
+    try:
+        return _DECODER.decode(body)
+    except msgspec.ValidationError as error:
+        raise ArgumentInvalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ArgumentInvalid("The body is not valid JSON.") from None
+
+
+router = Router(path="/", route_handlers=[invoke_method])
