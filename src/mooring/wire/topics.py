@@ -286,6 +286,11 @@ def _levels(name: str) -> list[tuple[str, bool]]:
     return [(level, at == len(levels) - 1) for at, level in enumerate(levels)]
 
 
+def concerns(name: str, prefix: str) -> bool:
+    """Whether a filter that `check_filter` passed takes in topics that begin with `prefix`."""
+    return name.startswith(prefix) or (name.endswith("/#") and prefix.startswith(name[:-1]))
+
+
 def matches(name: str, topic: str) -> bool:
     """Whether a filter that `check_filter` passed takes in a topic (MQTT 3.1.1 §4.7)."""
     if name.endswith("/#") and topic.startswith(name[:-1]):  # the common case, no other wildcard
