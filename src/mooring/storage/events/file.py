@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ...errors import CorruptRecord, Unavailable
 from ...hub.events import FIRST_OFFSET
+from .. import wal
 from ..folder import DataFolderError, make_private_file
 from .batch import (
     SEQUENCE_LIMIT,
@@ -106,19 +107,21 @@ class EventWriter:
     def open(self, partitions: int, now_ms: int) -> None:
         """Open the file, or make it. Raises DataFolderError or CorruptRecord."""
         make_private_file(self.path)
+        frames = wal.scan(self.path.with_name(self.path.name + "-wal"))
         self._connection = _connect(self.path)
         try:
-            self._open(partitions, now_ms)
+            self._open(partitions, now_ms, frames)
         except BaseException:
             self._connection.close()
             raise
 
-    def _open(self, partitions: int, now_ms: int) -> None:
+    def _open(self, partitions: int, now_ms: int, frames: wal.WalFrames) -> None:
         try:
             # Twice SQLite's default: a fifth less CPU for full batches, while commits of a single
             # message, which write one page each, cost hardly more. 16 KiB pages cost them a third.
             self._connection.execute("PRAGMA page_size = 8192")
             self._connection.execute("PRAGMA journal_mode = WAL")
+            wal.report_damage(self.path, self._connection, frames)
             # What a checkpoint left unused of the WAL is given back above this size.
             self._connection.execute("PRAGMA journal_size_limit = 67108864")
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if self._fsync else 'OFF'}")

@@ -22,6 +22,7 @@ from sqlalchemy import exc
 
 from ...errors import CorruptRecord, ServiceUnavailable, Unavailable
 from ...hub.state import Tx
+from .. import wal
 from ..folder import DataFolder, make_private_directory, make_private_file
 from ..vault import KEY_NAME, Vault
 from ..worker import Worker
@@ -193,8 +194,10 @@ class SqliteState:
     # in the threads --------------------------------------------------------------------------
 
     def _open_writer(self) -> None:
+        frames = wal.scan(self.path.with_name(self.path.name + "-wal"))
         connection = sqlite.engine(self.path, writes=True, fsync=self._fsync).connect()
         try:
+            wal.report_damage(self.path, sqlite.driver(connection), frames)
             with connection.begin():
                 migrate(connection)
                 self._check_key(connection)
