@@ -7,7 +7,6 @@ import re
 import uuid
 from typing import Any
 
-import msgspec
 from litestar import Request, Response, Router, delete, get, post
 
 from mooring.errors import DeviceMessageLockLost, InvalidMessageExpiryTime
@@ -17,7 +16,7 @@ from mooring.hub.hub import Hub
 from mooring.hub.identity import Ref
 from mooring.hub.telemetry import parse_time
 
-from .errors import JSON
+from .replies import reply
 
 _APPLICATION = "iothub-app-"
 _MILLISECONDS = re.compile(r"[0-9]{10,14}")
@@ -30,7 +29,7 @@ async def purge_commands(hub: Hub, device_id: str) -> Response[bytes]:
     """Drop everything in a device's queue."""
     count = await hub.commands.purge(Ref(device_id))
     answer = {"totalMessagesPurged": count, "deviceId": device_id, "moduleId": None}
-    return Response(msgspec.json.encode(answer), media_type=JSON)
+    return reply(answer)
 
 
 @post("/messages/deviceBound", status_code=204)

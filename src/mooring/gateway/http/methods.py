@@ -6,11 +6,10 @@ Payloads pass verbatim in both directions: a number that a double cannot hold ar
 import msgspec
 from litestar import Response, Router, post
 
-from mooring.errors import ArgumentInvalid
 from mooring.hub.hub import Hub
 from mooring.hub.identity import Ref
 
-from .errors import JSON
+from .replies import JSON, parse
 
 
 class MethodRequest(msgspec.Struct, rename="camel"):
@@ -30,9 +29,6 @@ class MethodRequest(msgspec.Struct, rename="camel"):
         return next((value for value in given if value is not None), None)
 
 
-_DECODER = msgspec.json.Decoder(MethodRequest)
-
-
 @post(
     [
         "/twins/{device_id:str}/methods",
@@ -44,7 +40,7 @@ async def invoke_method(
     hub: Hub, body: bytes, device_id: str, module_id: str = ""
 ) -> Response[bytes]:
     """Call a method on a connected device and wait for its answer."""
-    request = _read(body)
+    request = parse(body, MethodRequest)
     answer = await hub.methods.invoke(
         Ref(device_id, module_id),
         request.method_name,
@@ -55,15 +51,6 @@ async def invoke_method(
     return Response(
         b'{"status":%d,"payload":%b}' % (answer.status, answer.payload), media_type=JSON
     )
-
-
-def _read(body: bytes) -> MethodRequest:
-    try:
-        return _DECODER.decode(body)
-    except msgspec.ValidationError as error:
-        raise ArgumentInvalid(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise ArgumentInvalid("The body is not valid JSON.") from None
 
 
 router = Router(path="/", route_handlers=[invoke_method])

@@ -5,7 +5,6 @@ and duplicate keys are refused."""
 
 from typing import Any
 
-import msgspec
 from litestar import Response, Router, get, patch, put
 
 from mooring.hub import etags, json_text
@@ -13,7 +12,7 @@ from mooring.hub.hub import Hub
 from mooring.hub.identity import Ref
 from mooring.hub.twins import Twin, document
 
-from .errors import JSON
+from .replies import reply
 
 PATHS = ["/twins/{device_id:str}", "/twins/{device_id:str}/modules/{module_id:str}"]
 
@@ -53,11 +52,7 @@ def _read(body: bytes) -> dict[str, Any]:
 
 async def _shown(hub: Hub, ref: Ref, twin: Twin) -> Response[bytes]:
     (described,) = await hub.registry.describe([await hub.registry.get(ref)])
-    return Response(
-        msgspec.json.encode(document(twin, *described)),
-        media_type=JSON,
-        headers={"ETag": f'"{etags.twin_etag(twin.etag)}"'},
-    )
+    return reply(document(twin, *described), etag=etags.twin_etag(twin.etag))
 
 
 router = Router(path="/", route_handlers=[get_twin, patch_twin, replace_twin])
