@@ -134,8 +134,11 @@ class Mqtt(Section, frozen=True, kw_only=True):
     max_keep_alive: Annotated[
         int,
         Meta(ge=30, le=65535),
-        _about("Longest keep-alive honoured; a client that asks for more or none gets this."),
+        _about("Silence after which any client counts as gone, whatever keep-alive it asked for."),
     ] = 1767
+    first_packet_time: Annotated[
+        float, Meta(ge=1, le=300), _about("Time in which a whole CONNECT must have come.")
+    ] = 30.0
     session_expiry: Annotated[
         int,
         Meta(ge=0, le=31 * 86400),

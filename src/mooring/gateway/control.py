@@ -12,7 +12,7 @@ operator and has all rights: there is no further check here, so it must never be
     PUT    /control/consumer-groups/{name}
     DELETE /control/consumer-groups/{name}
 
-The host name in `Host` picks the hub; the first hub answers for any that is unknown.
+The host name in `Host` picks the hub.
 """
 
 import os
@@ -62,12 +62,16 @@ class Control:
         self._started = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if scope["type"] != "http" or not (path == "/control" or path.startswith("/control/")):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            answer = await self._answer(scope, receive)
+            # A name that is wrong must not act on the default hub, on no path.
+            hub = self._hub(scope)
+            if not f"{scope['path']}/".startswith("/control/"):
+                await self._app(scope, receive, send)
+                return
+            answer = await self._answer(hub, scope, receive)
         except HubError as error:
             log.info("control_refused", reason=error.reason, tracking_id=error.tracking_id)
             await _respond(
@@ -82,8 +86,7 @@ class Control:
             return
         await _respond(send, 204 if answer is None else 200, answer)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Any:
-        hub = self._hub(scope)
+    async def _answer(self, hub: Hub, scope: Scope, receive: Receive) -> Any:
         # The raw path, so that a name may hold an encoded slash.
         raw = scope.get("raw_path") or scope["path"].encode()
         words = [unquote(word) for word in raw.partition(b"?")[0].decode("ascii").split("/")[2:]]
