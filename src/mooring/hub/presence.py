@@ -120,12 +120,15 @@ class Presence:
             with_activity = everything or (
                 self._now() - self._flushed_activity >= self._activity_interval
             )
-            changed, self._changed = self._changed, set()
+            active: dict[Ref, int] = {}
             if with_activity:
                 self._flushed_activity = self._now()
-                active, self._active = self._active, {}
+                active = dict(self._active)
                 await self._learn(active)
-                changed |= active.keys()
+                for ref, at in active.items():
+                    if self._active.get(ref) == at:
+                        del self._active[ref]
+            changed, self._changed = self._changed | active.keys(), set()
             rows = {ref: self._known[ref] for ref in changed if ref in self._known}
             if not rows:
                 return
