@@ -13,8 +13,10 @@ from mooring.errors import ServiceUnavailable
 
 from .access import Access
 from .bulk import Bulk
+from .commands import Commands
 from .consumer_groups import ConsumerGroups
 from .events import EventLog
+from .feedback import Feedback
 from .methods import Methods
 from .policies import Policies
 from .presence import Presence
@@ -71,6 +73,8 @@ class Hub:
         self.telemetry = Telemetry(events, settings, now=now)
         self.twins = Twins(state, settings, now=now)
         self.methods = Methods(state, settings)
+        self.feedback = Feedback(state, settings, now=now)
+        self.commands = Commands(state, settings, self.feedback, now=now)
         self.bulk = Bulk(self.registry, self.twins)
 
     @classmethod
@@ -90,6 +94,7 @@ class Hub:
         await hub.policies.open()
         await hub.consumer_groups.open(consumer_groups)
         await hub.presence.open()
+        await hub.commands.open()
         hub.sessions.start()
         return hub
 
@@ -107,4 +112,6 @@ class Hub:
         await self.registry.close()
         await self.policies.close()
         await self.twins.close()
+        await self.commands.close()
+        await self.feedback.close()
         await self.presence.close()

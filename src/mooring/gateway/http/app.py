@@ -5,7 +5,7 @@ from litestar.types import ASGIApp
 
 from mooring.hub.hubs import Hubs
 
-from . import devices, statistics
+from . import devices, messages, methods, statistics, twins
 from .call import DEPENDENCIES
 from .door import Door
 from .errors import respond
@@ -17,7 +17,13 @@ MAX_BODY = 512 * 1024
 def build_app(hubs: Hubs) -> ASGIApp:
     """The application. In `scope["state"]`, `local` true marks the private Unix socket."""
     routes = Litestar(
-        route_handlers=[devices.router, statistics.router],
+        route_handlers=[
+            devices.router,
+            statistics.router,
+            twins.router,
+            methods.router,
+            messages.router,
+        ],
         dependencies=DEPENDENCIES,
         exception_handlers={Exception: respond},
         request_max_body_size=MAX_BODY,

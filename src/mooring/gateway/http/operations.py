@@ -74,6 +74,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("POST", "/twins/{device_id}/methods", SERVICE),
     Operation("POST", "/twins/{device_id}/modules/{module_id}/methods", SERVICE),
     Operation("DELETE", "/devices/{device_id}/commands", SERVICE),
+    Operation("POST", "/messages/deviceBound", SERVICE),
     Operation("GET", "/messages/serviceBound/feedback", SERVICE),
     Operation("DELETE", "/messages/serviceBound/feedback/{lock_token}", SERVICE),
     Operation("POST", "/messages/serviceBound/feedback/{lock_token}/abandon", SERVICE),
