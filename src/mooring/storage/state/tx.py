@@ -6,7 +6,7 @@ in the queues (commands, feedback) it is reported and left out, so that it does 
 stands behind it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -186,12 +186,12 @@ class SqlTx:
         return found
 
     def devices(self, limit: int, after: str = "") -> list[Identity]:
-        return self._identities(self._run(_DEVICES, after=after, limit=limit))
+        return self._identities(self._rows(_DEVICES, after=after, limit=limit))
 
     def modules(self, device_id: str) -> list[Identity]:
-        return self._identities(self._run(_MODULES, device=device_id))
+        return self._identities(self._rows(_MODULES, device=device_id))
 
-    def _identities(self, rows: Iterable[Row[Any]]) -> list[Identity]:
+    def _identities(self, rows: list[Row[Any]]) -> list[Identity]:
         found = []
         for row in rows:
             key = (self._hub, row.device_id, row.module_id)
@@ -200,7 +200,7 @@ class SqlTx:
         return found
 
     def counts(self) -> Counts:
-        by_status = {row[0]: int(row[1]) for row in self._run(_COUNTS)}
+        by_status = {row[0]: int(row[1]) for row in self._rows(_COUNTS)}
         enabled = by_status.get("enabled", 0)
         total = sum(by_status.values())
         return Counts(total, enabled, total - enabled)
@@ -229,7 +229,7 @@ class SqlTx:
 
     def policies(self) -> list[Policy]:
         found = []
-        for row in self._run(_ALL_POLICIES):
+        for row in self._rows(_ALL_POLICIES):
             policy = _POLICIES.decode((self._hub, row.name), row.document, row.sum)
             found.append(self._policy(policy, self._vault.unseal))
         return found
@@ -265,12 +265,11 @@ class SqlTx:
         return command
 
     def commands(self, ref: Ref, limit: int, after: int = 0) -> list[Command]:
-        def page(count: int, last: Row[Any] | None) -> Iterable[Row[Any]]:
+        def page(count: int, last: Row[Any] | None) -> list[Row[Any]]:
             start = after if last is None else last.sequence
-            rows: Iterable[Row[Any]] = self._run(
+            return self._rows(
                 _QUEUE, device=ref.device_id, module=ref.module_id, after=start, limit=count
             )
-            return rows
 
         return self._intact(
             _COMMANDS, page, lambda row: (self._hub, *ref, row.sequence), limit
@@ -320,10 +319,9 @@ class SqlTx:
         _FEEDBACK.insert(self._connection, (self._hub, record.id), record, **_found_by(record))
 
     def feedback(self, limit: int, after: int = 0) -> list[FeedbackRecord]:
-        def page(count: int, last: Row[Any] | None) -> Iterable[Row[Any]]:
+        def page(count: int, last: Row[Any] | None) -> list[Row[Any]]:
             start = after if last is None else last.id
-            rows: Iterable[Row[Any]] = self._run(_FEEDBACK_AFTER, after=start, limit=count)
-            return rows
+            return self._rows(_FEEDBACK_AFTER, after=start, limit=count)
 
         return self._intact(_FEEDBACK, page, lambda row: (self._hub, row.id), limit)
 
@@ -351,7 +349,7 @@ class SqlTx:
 
     def reset_presence(self, now: int) -> None:
         values = []
-        for row in self._run(_CONNECTED):
+        for row in self._rows(_CONNECTED):
             ref = Ref(row.device_id, row.module_id)
             try:
                 _, _, active = _PRESENCE.decode((self._hub, *ref), row.document, row.sum)
@@ -380,8 +378,13 @@ class SqlTx:
     def _run(self, statement: Any, **values: Any) -> Any:
         return self._connection.execute(statement, {"k_hub": self._hub, **values})
 
+    def _rows(self, statement: Any, **values: Any) -> list[Row[Any]]:
+        """All rows at once: a cursor left open by an error keeps a reader in its old snapshot."""
+        rows: list[Row[Any]] = self._run(statement, **values).all()
+        return rows
+
     def _intact(
-        self, documents: Documents[D], page: Callable[[int, Row[Any] | None], Iterable[Row[Any]]],
+        self, documents: Documents[D], page: Callable[[int, Row[Any] | None], list[Row[Any]]],
         key: Callable[[Row[Any]], Key], limit: int,
     ) -> list[D]:  # fmt: skip
         """`limit` documents that are not damaged, if there are so many: a list that is shorter
@@ -389,7 +392,7 @@ class SqlTx:
         found: list[D] = []
         last: Row[Any] | None = None
         while (missing := limit - len(found)) > 0:
-            rows = list(page(missing, last))
+            rows = page(missing, last)
             for row in rows:
                 try:
                     found.append(self._one(documents, key(row), row))
