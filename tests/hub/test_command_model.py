@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -28,7 +29,7 @@ from mooring.hub.identity import Identity, Ref
 from mooring.hub.settings import HubSettings
 
 D1 = Ref("d1")
-DEPTH, LOCK, DELIVERIES, TTL = 5, 60, 3, 100
+DEPTH, LOCK, DELIVERIES, TTL = 5, 60, 2, 100
 WANTED = {
     "Success": ("positive", "full"),
     "Rejected": ("negative", "full"),
@@ -52,6 +53,7 @@ class QueueMachine(RuleBasedStateMachine):
     """The model is a list in the order of sending; time is moved by a rule."""
 
     tokens = Bundle("tokens")
+    spent = Bundle("spent")
 
     @initialize()
     def start(self) -> None:
@@ -127,14 +129,18 @@ class QueueMachine(RuleBasedStateMachine):
             message.token = delivery.lock_token
         return multiple(*(one.lock_token for one in deliveries))
 
-    @rule(token=tokens, how=st.sampled_from(["complete", "reject", "abandon"]))
-    def settle(self, token: bytes, how: str) -> None:
+    @rule(
+        target=spent,
+        token=consumes(tokens),
+        how=st.sampled_from(["complete", "reject", "abandon", "abandon"]),
+    )
+    def settle(self, token: bytes, how: str) -> bytes:
         held = [one for one in self.queue if one.token == token and self.locked(one)]
         try:
             self.run(getattr(self.commands, how)(token))
         except DeviceMessageLockLost:
             assert not held
-            return
+            return token
         (message,) = held
         message.locked_until = 0
         if how == "complete":
@@ -145,13 +151,20 @@ class QueueMachine(RuleBasedStateMachine):
             message.deliveries += 1
             if message.deliveries == DELIVERIES:
                 self.leave(message, "DeliveryCountExceeded")
+        return token
 
-    @rule(token=consumes(tokens))
-    def release(self, token: bytes) -> None:
+    @rule(token=spent, how=st.sampled_from(["complete", "reject", "abandon"]))
+    def settle_again(self, token: bytes, how: str) -> None:
+        with pytest.raises(DeviceMessageLockLost):
+            self.run(getattr(self.commands, how)(token))
+
+    @rule(target=spent, token=consumes(tokens))
+    def release(self, token: bytes) -> bytes:
         self.commands.release([token])
         for message in self.queue:
             if message.token == token:
                 message.locked_until = 0
+        return token
 
     @rule(seconds=st.integers(1, 90))
     def wait(self, seconds: int) -> None:
@@ -191,5 +204,5 @@ class QueueMachine(RuleBasedStateMachine):
             self.loop.close()
 
 
-QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+QueueMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestQueue = QueueMachine.TestCase
