@@ -34,12 +34,12 @@ class Connection(asyncio.Protocol):
         "_endpoint",
         "_holds",
         "_loop",
-        "_patience",
         "_task",
         "_timer",
         "_transport",
         "closed",
         "heard",
+        "patience",
         "peer",
         "session",
         "write",
@@ -54,7 +54,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._holds = 0
         self.heard = 0.0
-        self._patience = endpoint.first_packet_time
+        self.patience = endpoint.first_packet_time
         self.session: Session | None = None
         self.closed = False
         self.peer = ""
@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
         self.write = self._transport.write
         self.peer = _address(transport.get_extra_info("peername"))
         self.heard = self._loop.time()
-        self._timer = self._loop.call_later(self._patience, self._look)
+        self._timer = self._loop.call_later(self.patience, self._look)
 
     def data_received(self, data: bytes) -> None:
         if self.closed:
@@ -169,7 +169,7 @@ class Connection(asyncio.Protocol):
         if self.closed:
             return
         keep_alive = admission.keep_alive * 1.5 or endpoint.max_keep_alive
-        self._patience = min(keep_alive, endpoint.max_keep_alive)
+        self.patience = min(keep_alive, endpoint.max_keep_alive)
         session = Session(self, endpoint, admission, kept)
         self.session = session
         session.open()
@@ -220,8 +220,8 @@ class Connection(asyncio.Protocol):
         if self._holds:
             self.heard = self._loop.time()
         silent = self._loop.time() - self.heard
-        if silent < self._patience:
-            self._timer = self._loop.call_later(self._patience - silent, self._look)
+        if silent < self.patience:
+            self._timer = self._loop.call_later(self.patience - silent, self._look)
         elif self.session is None:
             self.close("no CONNECT within the time for it")
         else:
@@ -232,7 +232,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         if not self.closed:
             self.heard = self._loop.time()
-            self._timer = self._loop.call_later(self._patience, self._look)
+            self._timer = self._loop.call_later(self.patience, self._look)
 
     def _end(self, reason: str, *, graceful: bool = False) -> None:
         if self.closed:
