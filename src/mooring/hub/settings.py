@@ -32,7 +32,7 @@ class HubSettings:
     # Feedback
     feedback_ttl: int = HOUR
     feedback_lock: int = 60
-    feedback_max_delivery_count: int = 100
+    feedback_max_delivery_count: int = 10
     feedback_batch_size: int = 64
     feedback_batch_interval: float = 15.0
 
