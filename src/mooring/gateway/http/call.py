@@ -1,15 +1,17 @@
 """A call: what is known of an HTTP request once it is let in.
 
-The door leaves one in the ASGI scope; route handlers take its parts as Litestar dependencies:
-`hub: Hub`, `principal: Principal` (on device-facing operations one whose `ref` is the identity in
-the path) and `if_match: str | None`.
+The door leaves one in the ASGI scope; route handlers take its parts as Litestar dependencies, named
+`hub`, `principal`, `ref` and `if_match` and typed as below. Whom a call is about is always `ref`,
+which the door checked the rights for: a handler must not take ids from the request itself. (A
+parameter that one of a handler's paths lacks becomes a query parameter for Litestar.)
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
+from litestar.params import SkipValidation
 from litestar.types import Scope
 
 from mooring.hub.access import Principal
@@ -17,6 +19,14 @@ from mooring.hub.hub import Hub
 from mooring.hub.identity import Ref
 
 _KEY = "mooring.call"
+
+TheHub: TypeAlias = SkipValidation[NamedDependency[Hub]]
+ThePrincipal: TypeAlias = SkipValidation[NamedDependency[Principal]]
+"""On device-facing operations one that speaks as the identity in the path."""
+TheRef: TypeAlias = SkipValidation[NamedDependency[Ref]]
+"""The identity in the path."""
+IfMatch: TypeAlias = SkipValidation[NamedDependency[str | None]]
+"""The header, None if there is none."""
 
 
 @dataclass(slots=True)
@@ -63,6 +73,12 @@ def _principal(scope: Scope) -> Principal:
     return call.principal
 
 
+def _ref(scope: Scope) -> Ref:
+    call = call_of(scope)
+    assert call is not None and call.ref is not None, "the path names an identity"  # noqa: PT018
+    return call.ref
+
+
 def _if_match(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"if-match":
@@ -73,6 +89,7 @@ def _if_match(scope: Scope) -> str | None:
 DEPENDENCIES = {
     "hub": Provide(_hub, sync_to_thread=False),
     "principal": Provide(_principal, sync_to_thread=False),
+    "ref": Provide(_ref, sync_to_thread=False),
     "if_match": Provide(_if_match, sync_to_thread=False),
 }
 """What handlers may ask for."""

@@ -72,6 +72,7 @@ class Door:
         else:
             _require_version(scope["query_string"])
             principal = await self._principal(hub, headers)
+        call.principal = principal  # a refusal is logged with it
         call.principal = await _authorized(hub, principal, match)
         # A scope of its own: the path is the routes', the raw path would lead around the match.
         inner: dict[str, Any] = {**scope, "path": match.path, "raw_path": match.path.encode()}

@@ -8,14 +8,14 @@ import uuid
 from typing import Any
 
 from litestar import Request, Response, Router, delete, get, post
+from litestar.params import FromPath, RawBody
 
 from mooring.errors import DeviceMessageLockLost, InvalidMessageExpiryTime
 from mooring.hub.commands import Command
 from mooring.hub.feedback import CONTENT_TYPE
-from mooring.hub.hub import Hub
-from mooring.hub.identity import Ref
 from mooring.hub.telemetry import parse_time
 
+from .call import TheHub, TheRef
 from .replies import reply
 
 _APPLICATION = "iothub-app-"
@@ -25,15 +25,15 @@ FEEDBACK = "/messages/serviceBound/feedback"
 
 
 @delete("/devices/{device_id:str}/commands", status_code=200)
-async def purge_commands(hub: Hub, device_id: str) -> Response[bytes]:
+async def purge_commands(hub: TheHub, ref: TheRef) -> Response[bytes]:
     """Drop everything in a device's queue."""
-    count = await hub.commands.purge(Ref(device_id))
-    answer = {"totalMessagesPurged": count, "deviceId": device_id, "moduleId": None}
+    count = await hub.commands.purge(ref)
+    answer = {"totalMessagesPurged": count, "deviceId": ref.device_id, "moduleId": None}
     return reply(answer)
 
 
 @post("/messages/deviceBound", status_code=204)
-async def send_command(hub: Hub, request: Request[Any, Any, Any], body: bytes) -> None:
+async def send_command(hub: TheHub, request: Request[Any, Any, Any], body: RawBody) -> None:
     """Queue a message for the device that the header `iothub-to` addresses."""
     headers = {name.lower(): value for name, value in request.headers.items()}
     to = headers.get("iothub-to", "")
@@ -61,7 +61,7 @@ async def send_command(hub: Hub, request: Request[Any, Any, Any], body: bytes) -
 
 
 @get(FEEDBACK)
-async def receive_feedback(hub: Hub) -> Response[bytes]:
+async def receive_feedback(hub: TheHub) -> Response[bytes]:
     """A batch of feedback under a lock, whose token is the ETag; 204 if none is due."""
     batch = await hub.feedback.receive()
     if batch is None:
@@ -74,13 +74,13 @@ async def receive_feedback(hub: Hub) -> Response[bytes]:
 
 
 @delete(f"{FEEDBACK}/{{lock_token:str}}", status_code=204)
-async def complete_feedback(hub: Hub, lock_token: str) -> None:
+async def complete_feedback(hub: TheHub, lock_token: FromPath[str]) -> None:
     """The batch was taken."""
     await hub.feedback.complete(_token(lock_token))
 
 
 @post(f"{FEEDBACK}/{{lock_token:str}}/abandon", status_code=204)
-async def abandon_feedback(hub: Hub, lock_token: str) -> None:
+async def abandon_feedback(hub: TheHub, lock_token: FromPath[str]) -> None:
     """The batch goes back."""
     await hub.feedback.abandon(_token(lock_token))
 

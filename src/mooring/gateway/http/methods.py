@@ -5,10 +5,9 @@ Payloads pass verbatim in both directions: a number that a double cannot hold ar
 
 import msgspec
 from litestar import Response, Router, post
+from litestar.params import RawBody
 
-from mooring.hub.hub import Hub
-from mooring.hub.identity import Ref
-
+from .call import TheHub, TheRef
 from .replies import JSON, parse
 
 
@@ -36,13 +35,11 @@ class MethodRequest(msgspec.Struct, rename="camel"):
     ],
     status_code=200,
 )
-async def invoke_method(
-    hub: Hub, body: bytes, device_id: str, module_id: str = ""
-) -> Response[bytes]:
+async def invoke_method(hub: TheHub, ref: TheRef, body: RawBody) -> Response[bytes]:
     """Call a method on a connected device and wait for its answer."""
     request = parse(body, MethodRequest)
     answer = await hub.methods.invoke(
-        Ref(device_id, module_id),
+        ref,
         request.method_name,
         bytes(request.payload),
         response_timeout=request.response_timeout,

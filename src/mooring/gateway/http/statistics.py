@@ -2,13 +2,12 @@
 
 from litestar import Response, Router, get
 
-from mooring.hub.hub import Hub
-
+from .call import TheHub
 from .replies import reply
 
 
 @get("/statistics/devices")
-async def device_statistics(hub: Hub) -> Response[bytes]:
+async def device_statistics(hub: TheHub) -> Response[bytes]:
     """How many devices there are; modules do not count."""
     counts = await hub.registry.counts()
     return reply(
@@ -21,7 +20,7 @@ async def device_statistics(hub: Hub) -> Response[bytes]:
 
 
 @get("/statistics/service")
-async def service_statistics(hub: Hub) -> Response[bytes]:
+async def service_statistics(hub: TheHub) -> Response[bytes]:
     """How many devices are connected."""
     return reply({"connectedDeviceCount": hub.sessions.connected_count})
 

@@ -6,12 +6,14 @@ and duplicate keys are refused."""
 from typing import Any
 
 from litestar import Response, Router, get, patch, put
+from litestar.params import RawBody
 
 from mooring.hub import etags, json_text
 from mooring.hub.hub import Hub
 from mooring.hub.identity import Ref
 from mooring.hub.twins import Twin, document
 
+from .call import IfMatch, TheHub, TheRef
 from .replies import reply
 
 PATHS = ["/twins/{device_id:str}", "/twins/{device_id:str}/modules/{module_id:str}"]
@@ -22,27 +24,22 @@ MAX_BODY = 512 * 1024
 
 
 @get(PATHS)
-async def get_twin(hub: Hub, device_id: str, module_id: str = "") -> Response[bytes]:
+async def get_twin(hub: TheHub, ref: TheRef) -> Response[bytes]:
     """The twin with its metadata."""
-    ref = Ref(device_id, module_id)
     return await _shown(hub, ref, await hub.twins.get(ref))
 
 
 @patch(PATHS)
-async def patch_twin(
-    hub: Hub, body: bytes, if_match: str | None, device_id: str, module_id: str = ""
-) -> Response[bytes]:
+async def patch_twin(hub: TheHub, ref: TheRef, body: RawBody, if_match: IfMatch) -> Response[bytes]:
     """Merge tags and desired properties; answers with the whole twin."""
-    ref = Ref(device_id, module_id)
     return await _shown(hub, ref, await hub.twins.patch(ref, _read(body), if_match=if_match))
 
 
 @put(PATHS)
 async def replace_twin(
-    hub: Hub, body: bytes, if_match: str | None, device_id: str, module_id: str = ""
+    hub: TheHub, ref: TheRef, body: RawBody, if_match: IfMatch
 ) -> Response[bytes]:
     """Replace the sections that the body has; answers with the whole twin."""
-    ref = Ref(device_id, module_id)
     return await _shown(hub, ref, await hub.twins.replace(ref, _read(body), if_match=if_match))
 
 
