@@ -608,6 +608,17 @@ def test_limits_on_sessions_links_and_handles() -> None:
     assert ("Close", "amqp:resource-limit-exceeded") in conditions(rude.heard())
 
 
+def test_frames_after_the_end_of_a_session_are_dropped() -> None:
+    rude = Rude()
+    rude.sender()
+    rude.say(End())
+    assert [type(performative) for performative in rude.heard()] == [End]
+    rude.say(Detach(0, True))
+    assert rude.heard() == []
+    rude.say(Begin(None, 0, 10, 10))
+    assert isinstance(rude.events[-1], Begun)
+
+
 def test_handle_in_use() -> None:
     rude = Rude()
     rude.say(Attach("a", 0, RECEIVER, source=Source("s")))

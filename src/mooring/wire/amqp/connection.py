@@ -143,6 +143,7 @@ class Connection:
         self._challenged = False
         self._decoder = FrameDecoder(PREAUTH_FRAME_SIZE)
         self._sessions: dict[int, Session] = {}  # by the peer's channel
+        self._ended: set[int] = set()  # channels of the peer's that carried a session once
         self._begun: dict[int, Session] = {}  # client: by our channel, until the peer answers
         self._events: deque[Event] = deque()
         self._out: list[bytes] = []
@@ -391,11 +392,14 @@ class Connection:
             session.on_begin(begin, channel)
             session.send_begin()
         self._sessions[channel] = session
+        self._ended.discard(channel)
         self.emit(Begun(session))
 
     def _on_session_frame(self, performative: Any, frame: Frame, end: int) -> None:
         session = self._sessions.get(frame.channel)
         if session is None:
+            if frame.channel in self._ended:
+                return  # azure-eventhub detaches its links after it has ended their session
             raise _Violation(conditions.NOT_ALLOWED, "frame on a channel without a session")
         kind = type(performative)
         if kind is End:
@@ -417,6 +421,7 @@ class Connection:
         """The session has ended on both sides."""
         if session.remote_channel is not None:
             self._sessions.pop(session.remote_channel, None)
+            self._ended.add(session.remote_channel)
 
     @property
     def sessions(self) -> Sequence[Session]:
