@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 from rich.console import Console
@@ -102,8 +101,8 @@ def mooring(folder: Path, count: int) -> Iterator[Server]:
                 for device in ids:
                     found = http.get(f"/devices/{device}?api-version=2021-04-12").json()
                     key = found["authentication"]["symmetricKey"]["primaryKey"]
-                    resource = quote(f"localhost/devices/{device}", safe="")
-                    token = sas.generate(resource, key, int(time.time()) + 86400)
+                    resource = f"localhost/devices/{device}"
+                    token = sas.generate(key, resource, int(time.time()) + 86400)
                     user = f"localhost/{device}/?api-version=2021-04-12"
                     clients.append([device, user, token])
         (folder / "mooring.json").write_text(json.dumps(clients))
@@ -123,7 +122,7 @@ def mosquitto(folder: Path, count: int, tls: Path) -> Iterator[Server]:
     shutil.copytree(tls, folder / "tls")
     (folder / "mosquitto.conf").write_text(
         f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n"
-        f"certfile {folder}/tls/server-p256.pem\nkeyfile {folder}/tls/server-p256.key\n"
+        f"certfile {folder}/tls/server-p256.pem\nkeyfile {folder}/tls/server-p256.pem\n"
         "set_tcp_nodelay true\nmax_connections -1\nlog_type error\nuser root\n"
     )
     process = subprocess.Popen(
@@ -134,7 +133,7 @@ def mosquitto(folder: Path, count: int, tls: Path) -> Iterator[Server]:
         wait_for_port(port)
         clients = [[f"bench-{n}", "", ""] for n in range(count)]
         (folder / "mosquitto.json").write_text(json.dumps(clients))
-        ca = folder / "tls" / "ca.pem"
+        ca = folder / "hub" / "ca.pem"
         yield Server("mosquitto", process.pid, port, ca, folder / "mosquitto.json")
     finally:
         process.terminate()
