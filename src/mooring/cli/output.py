@@ -22,7 +22,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], empty: s
     for row in rows:
         table.add_row(*map(_cell, row))
     if table.row_count:
-        _console().print(table)
+        _print(table)
     else:
         say(empty)
 
@@ -35,7 +35,7 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if value not in (None, "", [], ()):
             table.add_row(name, _cell(value))
-    _console().print(table)
+    _print(table)
 
 
 def say(text: str) -> None:
@@ -48,9 +48,12 @@ def complain(text: str) -> None:
     say(f"mooring: {text}")
 
 
-def _console() -> Console:
-    # A pipe has no width; a table that is cut to 80 columns there would lose what it shows.
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=False)
+def _print(table: Table) -> None:
+    # A pipe has no width; a table that is folded to 80 columns there is of no use to grep.
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def _cell(value: Any) -> str:

@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import config
+from .. import __version__, config
 from .options import DEFAULT_DATA, Data
+
+if TYPE_CHECKING:
+    from ..node import Node
 
 PortOption = str | None
 
@@ -78,4 +81,22 @@ def serve(
     from .. import log, node
 
     log.set_up(settings.log)
-    node.run(settings, data)
+    node.run(settings, data, _announce)
+
+
+def _announce(node: "Node") -> None:
+    """Where it listens, what to do next, and the line that scripts wait for."""
+    print(f"mooring {__version__}, data in {node.data}")
+    for each in node.listening:
+        address = f"[{each.address}]" if ":" in each.address else each.address
+        print(f"  {each.protocol:<11} {address}:{each.port}")
+    print(f"Clients must trust    {node.ca}")
+    if node.is_first_start:
+        print(
+            f"  or run them with    mooring exec --data {node.data} -- COMMAND\n"
+            f"Make a device         mooring device create ID --data {node.data}\n"
+            f"Connection strings    mooring connection-string --device ID --data {node.data}\n"
+            f"  for back ends       mooring connection-string --data {node.data}\n"
+            f"  to read telemetry   mooring connection-string --events --data {node.data}"
+        )
+    print("ready", flush=True)

@@ -33,7 +33,7 @@ from ..hub.policies import Policy, Right, format_rights
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+App = Callable[..., Awaitable[None]]
 
 T = TypeVar("T")
 _MAX_BODY = 64 * 1024
