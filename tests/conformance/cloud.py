@@ -134,10 +134,15 @@ class EventTap:
         self._thread.start()
 
     def _receive(self) -> None:
-        self._client.receive(on_event=self._keep, starting_position="-1", on_error=lambda *_: None)
+        self._client.receive_batch(
+            on_event_batch=self._keep_all, starting_position="-1", on_error=lambda *_: None
+        )
 
-    def _keep(self, context: PartitionContext, event: EventData | None) -> None:
-        assert event is not None
+    def _keep_all(self, context: PartitionContext, batch: list[EventData]) -> None:
+        for event in batch:
+            self._keep(context, event)
+
+    def _keep(self, context: PartitionContext, event: EventData) -> None:
         place = (context.partition_id, event.sequence_number)
         with self._arrived:
             if place in self._seen:  # read again after a restart of the hub

@@ -65,14 +65,23 @@ class Reader:
         self._stop = client.close
         self._ready.set()
 
+        def on_batch(context: Any, batch: list[EventData]) -> None:
+            for event in batch:
+                self._keep(context, event)
+            if self._checkpoint and batch:
+                context.update_checkpoint(batch[-1])
+
         def on_event(context: Any, event: EventData | None) -> None:
             if event is not None:
-                self._keep(context, event)
-                if self._checkpoint:
-                    context.update_checkpoint(event)
+                on_batch(context, [event])
 
-        client.receive(
-            on_event=on_event,
+        # The blocking client waits for idle partitions between single events of a busy one.
+        if "partition_id" in receive:
+            start, handler = client.receive, {"on_event": on_event}
+        else:
+            start, handler = client.receive_batch, {"on_event_batch": on_batch}
+        start(
+            **handler,
             on_error=lambda _, error: self.errors(error),
             on_partition_initialize=lambda context: self.opened(context.partition_id),
             on_partition_close=lambda context, reason: self.closed(context.partition_id),

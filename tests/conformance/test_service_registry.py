@@ -220,7 +220,7 @@ def test_modules(service: IoTHubRegistryManager, device: Account) -> None:
         service.create_module_with_sas(fresh("nobody"), "m1", "", "", "")
 
     service.delete_device(device.device_id)
-    with refused(404, "ModuleNotFound"):
+    with refused(404, "DeviceNotFound"):
         service.get_module(device.device_id, "m2")
 
 
