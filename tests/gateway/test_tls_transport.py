@@ -397,9 +397,10 @@ async def test_a_bare_tcp_close_is_an_error(chains, client):
     def talk(address):
         tls = connect(address, client)
         tls.sendall(b"half a mess")
+        tls.recv(100)  # until then the server may still be in the handshake
         tls.close()
 
-    async with port(chains, Session) as server:
+    async with port(chains, Echo) as server:
         await asyncio.to_thread(talk, server.address)
         session = await server.session()
         assert isinstance(await session.lost, ConnectionResetError)
@@ -411,10 +412,11 @@ async def test_a_reset_is_an_error(chains, client):
     def talk(address):
         tls = connect(address, client)
         tls.sendall(b"x")
+        tls.recv(100)
         tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         tls.close()
 
-    async with port(chains, Session) as server:
+    async with port(chains, Echo) as server:
         await asyncio.to_thread(talk, server.address)
         session = await server.session()
         error = await session.lost
@@ -449,10 +451,9 @@ async def test_abort_loses_the_connection_at_once(chains, any_client):
             assert "lost" not in self.events  # not from inside the session's own call
 
     def talk(address):
-        with connect(address, any_client) as tls:
-            with contextlib.suppress(OSError):
-                tls.sendall(b"x" * 100_000)
-                read_all(tls)
+        with connect(address, any_client) as tls, contextlib.suppress(OSError):
+            tls.sendall(b"x" * 100_000)
+            read_all(tls)
 
     async with port(chains, Impatient) as server:
         await asyncio.to_thread(talk, server.address)
@@ -533,9 +534,9 @@ async def test_another_protocol_can_take_over_the_stream(chains, any_client):
 async def test_garbage_never_reaches_a_session(chains, garbage):
     def talk(address):
         with socket.create_connection(address, timeout=30) as plain:
-            plain.sendall(garbage)
-            plain.shutdown(socket.SHUT_WR)
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):
+                plain.sendall(garbage)
+                plain.shutdown(socket.SHUT_WR)
                 while plain.recv(1000):
                     pass
 
