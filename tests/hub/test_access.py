@@ -32,7 +32,11 @@ SOON = int(time.time()) + 3600
 @pytest.fixture
 async def hub() -> Hub:
     hub = Hub(
-        "hub.example.org", MemoryState(), MemoryEvents(), HubSettings(), aliases=["localhost"]
+        "hub.example.org",
+        MemoryState(),
+        MemoryEvents(),
+        HubSettings(),
+        aliases=["localhost", "::1"],
     )
     await hub.policies.open()
     for ref in (D1, D2, M1):
@@ -106,6 +110,8 @@ async def test_a_module_proves_itself_with_its_own_key(hub: Hub) -> None:
         "localhost/devices/d1",
         "HUB.Example.ORG/devices/d1",
         "hub.example.org:8883/devices/d1",
+        "hub.example.org./devices/d1",
+        "[::1]:443/devices/d1",
         "amqps://hub.example.org/devices/d1",
         "hub.example.org/Devices/d1",
         "hub.example.org/devices/d1/",
@@ -203,6 +209,20 @@ async def test_they_cost_the_same_signatures(hub: Hub, monkeypatch: pytest.Monke
             )
         counts[f"policy {name}"] = len(keys)
     assert set(counts.values()) == {2}
+
+
+async def test_they_cost_the_same_reads(hub: Hub) -> None:
+    state = hub.state
+    assert isinstance(state, MemoryState)
+    await hub.access.connect(D1, await token_of(hub, D1))  # d1 is remembered now
+    costs = []
+    for name in ("d1", "absent", "absent", "d2", "d2"):
+        reads = state.reads
+        await refused(
+            hub, Ref(name), sas.generate(WRONG_KEY, f"hub.example.org/devices/{name}", SOON)
+        )
+        costs.append(state.reads - reads)
+    assert costs == [1] * 5
 
 
 async def test_tokens_that_are_for_something_else(hub: Hub) -> None:

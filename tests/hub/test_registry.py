@@ -168,6 +168,21 @@ async def test_an_update_that_is_silent_about_keys_keeps_them(registry: Registry
     assert (await registry.update(request())).keys == old.keys
 
 
+async def test_an_update_that_is_silent_about_what_it_does_not_know_keeps_it(
+    registry: Registry,
+) -> None:
+    scope = (await registry.create(request(Ref("edge"), iot_edge=True))).device_scope or ""
+    for fields in (
+        {"status": "disabled", "device_scope": scope},
+        {"iot_edge": True, "parent_scopes": [scope]},
+    ):
+        old = await registry.create(request(**fields))
+        new = await registry.update(request(status_reason="x"))
+        for name in ("status", "iot_edge", "device_scope", "parent_scopes"):
+            assert getattr(new, name) == getattr(old, name)
+        await registry.delete(D1)
+
+
 async def test_empty_keys_ask_for_new_ones(registry: Registry) -> None:
     old = await registry.create(request())
     new = await registry.update(request(auth_type="sas", primary_key="", secondary_key=""))
@@ -299,7 +314,7 @@ async def test_becoming_edge_and_back(registry: Registry) -> None:
     await registry.create(request())
     assert (await registry.update(request(iot_edge=True))).device_scope
     assert len(await registry.modules("d1")) == 2
-    plain = await registry.update(request())
+    plain = await registry.update(request(iot_edge=False))
     assert plain.device_scope is None
     assert await registry.modules("d1") == []
 

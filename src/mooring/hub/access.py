@@ -5,8 +5,9 @@ Rules:
 - What a token claims (scope, expiry, policy) is judged only together with its signature; the key
   is looked up by the claim, the claim is believed when a key fits.
 - To a stranger, an unknown identity, one that uses certificates and a wrong key look alike: the
-  same answer, after the same work. Signatures are made with dummy keys where there are none.
-  Only who holds a right key learns that the identity is disabled.
+  same answer, after the same work. Signatures are made with dummy keys where there are none, and
+  a refusal costs one read of the registry, whether or not memory would have done. Only who holds
+  a right key learns that the identity is disabled.
 - An identity's own key proves that identity and nothing else, however wide the token's scope is.
   A device's key does not open its modules.
 - A policy's token may act for any device in its scope that exists and is enabled, and needs
@@ -30,6 +31,7 @@ from mooring.errors import (
 from mooring.wire import sas
 from mooring.wire.errors import WireError
 
+from .hosts import bare_host
 from .identity import Identity, Ref, new_key
 from .lookup import absent
 from .policies import ALL_RIGHTS, Policies, Right
@@ -94,7 +96,7 @@ class Access:
     ) -> None:
         """`hosts` are all names of the hub, `name` the one that scopes are kept under."""
         self._name = name
-        self._hosts = frozenset(host.lower() for host in hosts) | {name}
+        self._hosts = frozenset(map(bare_host, hosts)) | {name}
         self._events = name.partition(".")[0]
         self._registry = registry
         self._policies = policies
@@ -203,7 +205,7 @@ class Access:
             scope = parsed.scope
         except WireError as error:
             raise IotHubUnauthorized(_UNAUTHORIZED, reason=str(error)) from None
-        if scope.host not in self._hosts:
+        if bare_host(scope.host) not in self._hosts:
             raise IotHubUnauthorized(
                 _UNAUTHORIZED, reason="the token's sr names another host than this hub's"
             )
@@ -234,8 +236,10 @@ class Access:
         )
 
     async def _by_identity(self, claim: "_Claim", ref: Ref, revision: int) -> Principal:
-        identity = await self._registry.lookup(ref)
-        device = await self._registry.lookup(Ref(ref.device_id)) if ref.module_id else identity
+        asked = (ref, Ref(ref.device_id)) if ref.module_id else (ref,)
+        remembered = [one for one in asked if self._registry.remembers(one)]
+        found = [await self._registry.lookup(one) for one in asked]
+        identity, device = found[0], found[-1]
         key = _signer(claim.token, identity.keys if identity is not None else ())
         if identity is None or device is None:
             reason = f"there is no identity {ref}"
@@ -248,6 +252,8 @@ class Access:
         else:
             reason = ""
         if reason or identity is None or key is None:
+            for one in remembered:
+                await self._registry.reread(one)
             raise IotHubUnauthorized(_NOT_THIS_DEVICE, reason=reason)
         await self._refuse_disabled(identity)
         own = tuple(ref.path.split("/"))

@@ -17,6 +17,7 @@ from .commands import Commands
 from .consumer_groups import ConsumerGroups
 from .events import EventLog
 from .feedback import Feedback
+from .hosts import bare_host
 from .methods import Methods
 from .policies import Policies
 from .presence import Presence
@@ -42,9 +43,9 @@ class Hub:
         aliases: Iterable[str] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
-        self.name = name.lower()
+        self.name = bare_host(name)
         """The host name it answers to."""
-        self.aliases = frozenset(alias.lower() for alias in aliases) - {self.name}
+        self.aliases = frozenset(bare_host(alias) for alias in aliases) - {self.name}
         """More host names, lower case."""
         self.settings = settings
         self.state = state

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from mooring.errors import ConfigError
 
+from .hosts import bare_host
 from .hub import Hub
 
 
@@ -36,7 +37,7 @@ class Hubs:
 
     def find(self, host: str) -> Hub | None:
         """The hub that answers to `host`, in any case and with or without a port."""
-        return self._by_host.get(without_port(host).lower().rstrip("."))
+        return self._by_host.get(bare_host(host))
 
     def aliases(self, hub: Hub) -> frozenset[str]:
         """The further host names that lead to a hub."""
@@ -47,11 +48,3 @@ class Hubs:
 
     def __len__(self) -> int:
         return len(self._hubs)
-
-
-def without_port(host: str) -> str:
-    """`localhost:443` and `[::1]:443` without the port; a bare IPv6 address as it is."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    name, colon, _ = host.partition(":")
-    return name if colon and host.count(":") == 1 else host

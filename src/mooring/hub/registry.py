@@ -5,8 +5,9 @@ Rules:
 - A write is one unit of work that checks everything before it changes anything. What follows from
   it (the cache forgets, sessions that no longer hold end) happens before the write is reported
   done, also when whoever asked has gone away, also when the commit's outcome is unknown.
-- An update replaces the whole entry, save what the server sets. An update that says nothing about
-  authentication keeps it: losing a device's key by leaving it out would lock the device out.
+- An update replaces the entry, save what the server sets and what would do harm if it were lost
+  by leaving it out: clients of other ages do not know all fields. So an update that says nothing
+  about authentication, status, IoT Edge or scopes keeps them.
 - Identities are found by exact, case-sensitive id.
 - `lookup` serves connects: a bounded cache of what is, and one of what is not. A write removes
   entries and never stores any, and a load that a write overtook is not stored, so that nothing
@@ -62,8 +63,9 @@ STATUSES = ("enabled", "disabled")
 
 
 class IdentityRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller wants an identity to be. `auth_type` None says nothing about authentication:
-    automatic keys for a new identity, no change to an old one. Empty keys count as none."""
+    """What a caller wants an identity to be. None says nothing: a new identity gets the default
+    (enabled, automatic keys), an old one keeps what it has. Empty keys count as none; "" and []
+    clear scopes."""
 
     device_id: str
     module_id: str = ""
@@ -75,7 +77,7 @@ class IdentityRequest(msgspec.Struct, frozen=True, kw_only=True):
     primary_thumbprint: str | None = None
     secondary_thumbprint: str | None = None
     managed_by: str | None = None
-    iot_edge: bool = False
+    iot_edge: bool | None = None
     device_scope: str | None = None
     parent_scopes: list[str] | None = None
 
@@ -142,6 +144,14 @@ class Registry:
             task = asyncio.create_task(self._load(ref))
             self._loading[ref] = task
         return await asyncio.shield(task)
+
+    def remembers(self, ref: Ref) -> bool:
+        """Whether `lookup` would answer from memory, that it is there or that it is not."""
+        return ref in self._found or ref in self._absent
+
+    async def reread(self, ref: Ref) -> None:
+        """Do what a `lookup` of something not remembered costs, for `access` to hide which."""
+        await self._state.read(lambda tx: tx.identity(ref))
 
     async def get(self, ref: Ref) -> Identity:
         """An identity as stored. Raises DeviceNotFound, ModuleNotFound."""
@@ -393,6 +403,9 @@ class _Recent(Generic[T]):
             self._entries.move_to_end(ref)
         return entry
 
+    def __contains__(self, ref: Ref) -> bool:
+        return ref in self._entries
+
     def put(self, ref: Ref, entry: T) -> None:
         self._entries[ref] = entry
         self._entries.move_to_end(ref)
@@ -430,8 +443,8 @@ def _checked(request: IdentityRequest) -> IdentityRequest:
     check_id(request.device_id)
     if request.module_id:
         check_id(request.module_id, "moduleId")
-    status = (request.status or "enabled").lower()
-    if status not in STATUSES:
+    status = request.status.lower() if request.status else None
+    if status not in (None, *STATUSES):
         raise ArgumentInvalid("status is either enabled or disabled")
     if request.status_reason is not None and len(request.status_reason) > MAX_STATUS_REASON:
         raise ArgumentInvalid(f"statusReason is longer than {MAX_STATUS_REASON} characters")
@@ -472,10 +485,10 @@ def _filled(ready: _Prepared, base: Identity) -> Identity:
     request = ready.request
     identity = msgspec.structs.replace(
         base,
-        status=request.status or "enabled",
+        status=request.status or base.status,
         status_reason=request.status_reason,
         managed_by=request.managed_by if request.module_id else None,
-        iot_edge=request.iot_edge,
+        iot_edge=base.iot_edge if request.iot_edge is None else request.iot_edge,
     )
     if request.auth_type is None:
         return identity
@@ -500,12 +513,16 @@ def _with_scopes(tx: Tx, ready: _Prepared, identity: Identity, old: Identity | N
         kept = old.device_scope if old is not None and old.iot_edge else None
         scope = kept or f"{EDGE_SCOPE_PREFIX}{identity.device_id}-{ready.ticks}"
         parents = [parent for parent in request.parent_scopes or () if parent]
+        if request.parent_scopes is None and old is not None and old.iot_edge:
+            parents = old.parent_scopes
         if len(parents) > 1:
             raise InvalidDeviceScope("A device has at most one parent")
         if scope in parents:
             raise InvalidDeviceScope("A device cannot be its own parent")
     else:
         scope = request.device_scope or ""
+        if request.device_scope is None and old is not None and not old.iot_edge:
+            scope = old.device_scope or ""
         parents = [scope] if scope else []
     # One that it has already may stay, also when the parent has been deleted since: an update that
     # echoes the entry back must not fail for it.

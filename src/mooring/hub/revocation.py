@@ -20,6 +20,8 @@ from .sessions import Session, Sessions
 
 log = structlog.get_logger(__name__)
 
+_AT_ONCE = 100  # sessions looked at before others get a turn: a policy may have let in thousands
+
 
 class Revocation:
     """Watches the registry and the policies of one hub."""
@@ -49,7 +51,9 @@ class Revocation:
         await self._look(self._sessions.of_policy(name))
 
     async def _look(self, sessions: Iterable[Session]) -> None:
-        for session in sessions:
+        for number, session in enumerate(sessions, 1):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
             try:
                 error = await self._access.still_holds(session.principal)
             except MooringError as broken:

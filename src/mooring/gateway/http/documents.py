@@ -155,7 +155,7 @@ def _request(ref: Ref, document: IdentityDocument | BulkDocument) -> IdentityReq
         primary_thumbprint=prints.primary_thumbprint,
         secondary_thumbprint=prints.secondary_thumbprint,
         managed_by=document.managed_by,
-        iot_edge=bool(capabilities is not None and capabilities.iot_edge),
+        iot_edge=capabilities.iot_edge if capabilities is not None else None,
         device_scope=document.device_scope,
         parent_scopes=document.parent_scopes,
     )
