@@ -228,10 +228,15 @@ class Decoder:
         end = len(data)
         try:
             while at < end:
+                first = data[at]
+                kind = None
+                if first & 0xF0 != 0x30:
+                    kind = _DECODERS.get(first)
+                    if kind is None:
+                        raise MalformedPacket("a packet of a reserved type or with reserved flags")
                 body = at + 2
                 if body > end:
                     return self._keep(data, at, 2, packets)
-                first = data[at]
                 length = data[at + 1]
                 if length > 127:
                     length, body = _long_length(data, at + 1, end)
@@ -240,10 +245,7 @@ class Decoder:
                 stop = body + length
                 if stop - at > self._limit:
                     raise MalformedPacket("a packet is longer than this connection may send")
-                if first & 0xF0 != 0x30:
-                    kind = _DECODERS.get(first)
-                    if kind is None:
-                        raise MalformedPacket("a packet of a reserved type or with reserved flags")
+                if kind is not None:
                     decode, size = kind
                     if size is not None and size != length:  # not worth waiting for
                         raise MalformedPacket("a packet has a length that its type cannot have")

@@ -28,7 +28,7 @@ from mooring.wire import mqtt, sas
 from mooring.wire.amqp.messages import Message, decode_message
 from mooring.wire.mqtt import Connack, Connect, Packet, Publish, Suback, Subscribe
 
-PATIENCE = 20.0  # seconds until something that does not come counts as missing
+PATIENCE = 10.0  # seconds until something that does not come counts as missing
 TURNS = 60  # of the event loop, in which whatever is under way has come to rest
 
 

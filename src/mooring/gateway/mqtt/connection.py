@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
-from mooring.errors import HubError, MooringError, ServiceUnavailable
+from mooring.errors import HubError, InvalidOperation, MooringError, ServiceUnavailable
 from mooring.wire import mqtt
 
 from .admission import admit, claimed, return_code
@@ -210,6 +210,7 @@ class Connection(asyncio.Protocol):
     def _malformed(self, error: mqtt.MalformedPacket) -> None:
         if self.session is not None:
             self.session.handle(error.before)
+            self.session.end(InvalidOperation(reason=f"malformed packet: {error}"))
         elif error.before:
             # Whatever it was, a CONNECT among it would have stopped the decoder.
             self._begin(error.before[0])
