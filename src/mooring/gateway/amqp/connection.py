@@ -28,7 +28,7 @@ from mooring.gateway.amqp.grants import Grants
 from mooring.gateway.amqp.handler import Handler, Opening
 from mooring.gateway.amqp.refusals import amqp_error, hub_error
 from mooring.gateway.amqp.request_response import Node
-from mooring.hub.hubs import without_port
+from mooring.hub.hosts import bare_host
 from mooring.wire.amqp import engine_events as engine
 from mooring.wire.amqp.connection import Connection as Engine
 from mooring.wire.amqp.connection import Limits, Settings, State
@@ -333,7 +333,7 @@ class Connection(asyncio.Protocol):
         Behind a gateway one of the two names may be the gateway's."""
         hubs, sni = self.endpoint.hubs, self._sni()
         named = [(hubs.find(host), host) for host in (hostname, sni) if host]
-        known = [(hub, without_port(host)) for hub, host in named if hub is not None]
+        known = [(hub, bare_host(host)) for hub, host in named if hub is not None]
         if not named:
             hub = self._proved[0] if self._proved is not None else hubs.default
             return hub, hub.name
