@@ -10,6 +10,7 @@ from mqtt_dialogue import Bench, Device
 async def bench() -> AsyncIterator[Bench]:
     bench = await Bench.open()
     yield bench
+    bench.state.failing = False
     await bench.hub.close()
 
 

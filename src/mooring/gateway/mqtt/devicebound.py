@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 WINDOW: Final = 16
+_MAX_HAD: Final = 8 * WINDOW
 _RETRY: Final = 5.0  # seconds after the state could not be read or written
 
 
@@ -44,8 +45,8 @@ class Devicebound:
         "_completing",
         "_drainer",
         "_ended",
+        "_had",
         "_last_id",
-        "_late",
         "_paused",
         "_qos",
         "_ref",
@@ -75,7 +76,9 @@ class Devicebound:
         self._again = False
         self._last_id = 0
         self._sent: dict[int, _Sent] = {}
-        self._late: set[int] = set()  # acknowledged after their lock was lost
+        # Sequence numbers of what the client has, but the queue perhaps still holds: being
+        # completed, or not completed because the lock was lost or the disk failed.
+        self._had: set[int] = set()
         self._drainer: asyncio.Task[None] | None = None
         self._completing: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
@@ -108,6 +111,7 @@ class Devicebound:
         if sent is None:
             log.debug("puback_ignored", device=str(self._ref), reason="nothing waits for it")
             return
+        self._had.add(sent.sequence)
         task = asyncio.get_running_loop().create_task(self._complete(sent))
         self._completing.add(task)
         task.add_done_callback(self._completing.discard)
@@ -129,7 +133,9 @@ class Devicebound:
             self._drainer = asyncio.get_running_loop().create_task(self._drain())
 
     def _may_send(self) -> bool:
-        return self._qos is not None and not self._paused and not self._ended
+        return (
+            self._qos is not None and not self._paused and not self._ended and self._retry is None
+        )
 
     async def _drain(self) -> None:
         """Receive and send until there is nothing more to receive, or no room for it."""
@@ -156,8 +162,7 @@ class Devicebound:
     async def _deliver(self, delivery: Delivery) -> None:
         command, lock_token = delivery
         sequence = command.sequence
-        if sequence in self._late:
-            self._late.discard(sequence)
+        if sequence in self._had:
             await self._complete(_Sent(sequence, lock_token))
             return
         for packet_id, sent in self._sent.items():
@@ -172,10 +177,11 @@ class Devicebound:
                 sequence=sequence,
                 reason="its properties do not fit an MQTT topic",
             )
-            await self._settle(self._commands.reject, lock_token)
+            await self._reject(lock_token)
             return
         if not self._qos:
             self._write(mqtt.encode_publish(topic, command.body))
+            self._had.add(sequence)
             await self._complete(_Sent(sequence, lock_token))
             return
         known = self._remembered.pop(sequence, None)
@@ -194,23 +200,26 @@ class Devicebound:
         try:
             await self._commands.complete(sent.lock_token)
         except DeviceMessageLockLost:
-            # Purged or expired, then nothing more comes of it, or about to be received again.
-            if len(self._late) < 4 * WINDOW:
-                self._late.add(sent.sequence)
+            # Purged or expired, then nothing more comes of it; or about to be received again.
+            while len(self._had) > _MAX_HAD:
+                self._had.pop()
         except MooringError as error:
             log.warning("command_not_completed", device=str(self._ref), reason=str(error))
-            if len(self._late) < 4 * WINDOW:
-                self._late.add(sent.sequence)
             self._commands.release((sent.lock_token,))
             self._retry_later()
-            return
+        else:
+            self._had.discard(sent.sequence)
         self._wake()
 
-    async def _settle(self, settle: Callable[[bytes], Any], lock_token: bytes) -> None:
+    async def _reject(self, lock_token: bytes) -> None:
         try:
-            await settle(lock_token)
+            await self._commands.reject(lock_token)
         except DeviceMessageLockLost:
-            pass
+            pass  # purged or expired
+        except MooringError as error:
+            log.warning("command_not_rejected", device=str(self._ref), reason=str(error))
+            self._commands.release((lock_token,))
+            self._retry_later()
 
     def _retry_later(self) -> None:
         if self._retry is None and not self._ended:
