@@ -27,7 +27,7 @@ from OpenSSL import SSL
 from . import __version__
 from .config import CA_NAME, SOCKET_NAME, Config
 from .errors import ConfigError, MooringError
-from .gateway.amqp.endpoint import AmqpEndpoint
+from .gateway.amqp import AmqpEndpoint
 from .gateway.control import Control, Listening
 from .gateway.http.app import build_app
 from .gateway.metrics import MetricsApp, PortFigures
