@@ -643,7 +643,9 @@ async def test_a_client_that_hangs_up_does_not_stop_a_revocation(
 
 async def test_the_host_picks_the_hub() -> None:
     hubs = [
-        await Hub.open("one.example.org", MemoryState(), MemoryEvents(), aliases=["localhost"]),
+        await Hub.open(
+            "one.example.org", MemoryState(), MemoryEvents(), aliases=["localhost", "::1"]
+        ),
         await Hub.open("two.example.org", MemoryState(), MemoryEvents()),
     ]
     app = build_app(Hubs(hubs))
@@ -660,6 +662,7 @@ async def test_the_host_picks_the_hub() -> None:
         assert await status("one.example.org", one) == (200, "")
         assert await status("ONE.example.org:8443", one) == (200, "")
         assert await status("localhost", one) == (200, "")
+        assert await status("[::1]:8443", one) == (200, "")
         assert await status("two.example.org", two) == (200, "")
         assert await status("two.example.org", one) == (401, "IotHubUnauthorized")
         assert await status("three.example.org", one) == (401, "IotHubNotFound")

@@ -267,13 +267,13 @@ async def test_modules_belong_to_a_device(registry: Registry, state: MemoryState
 async def test_a_deleted_device_takes_everything_along(
     registry: Registry, state: MemoryState
 ) -> None:
-    gone: list[Ref] = []
-    registry.deleted = gone.append
-    await registry.create(request())
-    await registry.create(request(M1))
+    for ref in (D1, M1):
+        await registry.create(request(ref))
+        registry._presence.connected(ref)
     await registry.delete(D1)
-    assert (state.tables.identities, state.tables.twins) == ({}, {})
-    assert set(gone) == {D1, M1}
+    await registry._presence.flush()
+    tables = state.tables
+    assert (tables.identities, tables.twins, tables.presence) == ({}, {}, {})
 
 
 async def test_a_device_has_50_modules(registry: Registry) -> None:

@@ -112,8 +112,6 @@ class Registry:
     ) -> None:
         self.changed: Callable[[str], Awaitable[None]] = _nobody
         """Called with a device's id after each change of it or its modules; see `revocation`."""
-        self.deleted: Callable[[Ref], None] = lambda ref: None
-        """Called with each identity that is gone, its device's modules included."""
         self._state = state
         self._presence = presence
         self._settings = settings
@@ -240,7 +238,6 @@ class Registry:
                 await self.changed(ref.device_id)
             for one in gone:
                 self._presence.forget(one)
-                self.deleted(one)
 
         await self._finish(write())
 
