@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from tests.events import MemoryEvents
 from tests.state import MemoryState
 
-from mooring.errors import ConfigError
+from mooring.errors import ConfigError, CorruptRecord
 from mooring.gateway.http.app import build_app
 from mooring.gateway.http.operations import OPERATIONS
 from mooring.hub.hub import Hub
@@ -614,6 +614,20 @@ async def test_a_disk_that_takes_nothing(ask: Ask, state: MemoryState) -> None:
     answer = await ask("PUT", "/devices/d1", json={})
     state.failing = False
     assert (answer.status_code, code_of(answer)) == (503, "ServiceUnavailable")
+
+
+async def test_a_damaged_record_is_reported_and_not_served(
+    ask: Ask, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def damaged(ref: Ref) -> None:
+        raise CorruptRecord("identity d1: the checksum does not match")
+
+    monkeypatch.setattr(hub.registry, "get", damaged)
+    with capture_logs() as logs:
+        answer = await ask("GET", "/devices/d1")
+    assert (answer.status_code, code_of(answer)) == (500, "ServerError")
+    assert "checksum" not in answer.text
+    assert "checksum" in logs[0]["reason"]
 
 
 async def test_a_client_that_hangs_up_does_not_stop_a_revocation(

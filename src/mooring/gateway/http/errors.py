@@ -25,6 +25,7 @@ from mooring.errors import (
     MooringError,
     ServerError,
     ServiceUnavailable,
+    Unavailable,
 )
 
 from .call import call_of
@@ -83,8 +84,11 @@ def as_hub_error(exception: Exception) -> HubError:
     """What a client is told about any exception."""
     if isinstance(exception, HubError):
         return exception
-    if isinstance(exception, MooringError):
+    if isinstance(exception, Unavailable):
         return ServiceUnavailable("The write cannot be made durable now", reason=str(exception))
+    if isinstance(exception, MooringError):
+        # A damaged record, first of all: reported, and never served.
+        return ServerError("An unexpected error", reason=f"{type(exception).__name__}: {exception}")
     if isinstance(exception, HTTPException):
         return _of_framework(exception)
     if isinstance(exception, msgspec.MsgspecError):
