@@ -1,0 +1,1 @@
+"""The HTTP APIs: the server that hosts them (server) and the application (app)."""
