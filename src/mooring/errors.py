@@ -4,7 +4,7 @@
     ├── ConfigError                  a setting is wrong; the message names its key
     ├── CorruptRecord                stored bytes fail their checksum; never served
     ├── Unavailable                  the disk or another engine cannot take the write
-    └── HubError                     what a client is told: Azure's code, HTTP status, AMQP condition
+    └── HubError                     what a client is told: Azure's code, HTTP status, condition
         ├── ArgumentInvalid …        400xxx
         ├── IotHubUnauthorized …     401xxx
         └── …
@@ -17,6 +17,7 @@ id: the same one reaches the client and the log.
 
 import os
 import time
+from collections import Counter
 from typing import ClassVar
 
 
@@ -51,12 +52,15 @@ class HubError(MooringError):
 
     number: ClassVar[int] = 500001
     condition: ClassVar[str] = "amqp:internal-error"
+    made: ClassVar[Counter[str]] = Counter()
+    """How many of each name there were since the start, for the metrics."""
 
     def __init__(self, message: str = "", *, reason: str = "") -> None:
         super().__init__(message or self.name)
         self.message = message or self.name
         self.reason = reason or self.message
         self.tracking_id = new_tracking_id()
+        HubError.made[self.name] += 1
 
     @property
     def name(self) -> str:

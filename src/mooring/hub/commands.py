@@ -15,6 +15,7 @@ Rules that hold here (device-protocols reference §5):
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -174,6 +175,8 @@ class Commands:
         self._running: set[asyncio.Task[Any]] = set()
         self._overdue = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
+        self.counts: Counter[str] = Counter()
+        """What became of messages since the start (`Sent`, then an outcome), for the metrics."""
 
     async def open(self) -> None:
         """Begin to look for what has expired."""
@@ -252,6 +255,7 @@ class Commands:
 
         async def run() -> Command:
             stored, gone, told = await self._state.write(unit)
+            self.counts["Sent"] += 1
             self._locks.changed(ref, gone)
             self._feedback.added(told)
             self._wake(ref)
@@ -384,6 +388,7 @@ class Commands:
             return count, told
 
         count, told = await self._state.write(unit)
+        self.counts[EXPIRED] += count
         for ref, key in due:
             self._locks.changed(ref, (key,))
         self._feedback.added(told)
@@ -440,6 +445,7 @@ class Commands:
             self._wake(ref)
             raise
         self._locks.end(lock)
+        self.counts[outcome or "Abandoned"] += 1
         self._feedback.added(told)
         if outcome is None:
             self._wake(ref)

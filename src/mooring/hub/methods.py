@@ -86,6 +86,8 @@ class Methods:
         self._settings = settings
         self._channels: dict[Ref, MethodChannel] = {}
         self._devices: dict[Ref, _Device] = {}
+        self.invoked = 0
+        """Calls since the start, for the metrics."""
 
     def attach(self, ref: Ref, channel: MethodChannel) -> None:
         """The device takes methods here from now on; ends the calls of an older channel."""
@@ -148,6 +150,7 @@ class Methods:
         if response_timeout is None:
             response_timeout = settings.method_default_response_timeout
         self._check_request(name, payload, response_timeout, connect_timeout)
+        self.invoked += 1
         await self._state.read(lambda tx: known(tx, ref))
         with self._in_flight(ref) as device:
             channel = self._channels.get(ref)

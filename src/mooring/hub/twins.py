@@ -15,6 +15,7 @@ Rules that hold here (service-apis reference §2, device-protocols reference §1
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -111,6 +112,8 @@ class Twins:
         self._watchers: dict[Ref, list[Watcher]] = {}
         self._turns: dict[Ref, _Turn] = {}
         self._writing: set[asyncio.Task[Twin]] = set()
+        self.counts = Counter(read=0, changed=0, reported=0)
+        """Reads, back ends' changes and devices' patches since the start, for the metrics."""
 
     async def close(self) -> None:
         """Wait for the writes that have begun."""
@@ -118,6 +121,7 @@ class Twins:
 
     async def get(self, ref: Ref) -> Twin:
         """The twin. Raises DeviceNotFound, ModuleNotFound."""
+        self.counts["read"] += 1
         return await self._state.read(lambda tx: _stored(tx, ref))
 
     async def device_view(self, ref: Ref) -> bytes:
@@ -171,7 +175,9 @@ class Twins:
             tx.put_twin(twin)
             return twin.reported_version
 
-        return await self._state.write(unit)
+        version = await self._state.write(unit)
+        self.counts["reported"] += 1
+        return version
 
     async def set_model_id(self, ref: Ref, model_id: str) -> None:
         """Note the model that a connection announced; costs no write if it is the same."""
@@ -231,6 +237,7 @@ class Twins:
 
         async with self._turn(ref):
             twin, notice = await self._state.write(unit)
+            self.counts["changed"] += 1
             if notice is not None:
                 self._notify(ref, twin.desired_version, notice)
         return twin

@@ -89,6 +89,8 @@ class SqliteEventLog:
         self._begins: list[Bounds] = []
         self._wakes: list[dict[object, Callable[[], None]]] = []
         self._cache = BatchCache(0, 0)
+        self.commits = 0
+        """Since the start, for the metrics."""
 
     @classmethod
     async def open(
@@ -163,6 +165,11 @@ class SqliteEventLog:
             end.next_offset - begin.offset
             for end, begin in zip(self._ends, self._begins, strict=True)
         )
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last commit could not be made."""
+        return self._failing
 
     def append(self, partition: int, record: bytes, sink: Sink, token: Any) -> bool:
         """See the port. Raises Unavailable after `close`, ValueError for what is no record."""
@@ -328,6 +335,7 @@ class SqliteEventLog:
         # The writer is given the next commit first: it runs while the sinks are told.
         self._busy = False
         self._in_flight = 0
+        self.commits += 1
         self._checkpoint_failed = False
         if self._failing:
             self._failing = False

@@ -65,7 +65,9 @@ class _Lane:
         self._due = False
         self._idle: asyncio.Future[None] | None = None
         self._closed = False
-        self._failing = False
+        self.failing = False
+        self.batches = 0
+        self.units = 0
 
     async def do(self, hub: str, unit: Callable[[Tx], T]) -> T:
         if self._closed:
@@ -105,8 +107,10 @@ class _Lane:
 
     def _done(self, jobs: list[_Job], outcomes: list[_Outcome]) -> None:
         self._running = 0
-        if self._failing:
-            self._failing = False
+        self.batches += 1
+        self.units += len(jobs)
+        if self.failing:
+            self.failing = False
             log.warning("state_recovered")
         self._pump()
         for job, outcome in zip(jobs, outcomes, strict=True):
@@ -119,8 +123,8 @@ class _Lane:
 
     def _failed(self, jobs: list[_Job], error: BaseException) -> None:
         self._running = 0
-        if not self._failing:
-            self._failing = True
+        if not self.failing:
+            self.failing = True
             log.error("state_unavailable", reason=str(error))
         self._pump()
         for job in jobs:
@@ -184,6 +188,20 @@ class SqliteState:
         await self._writer.close()
         await self._writer.worker.call(self._close_writer)
         await self._writer.worker.stop()
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """Commits, and units of work written and read since the start, for the metrics."""
+        return {
+            "commits": self._writer.batches,
+            "written": self._writer.units,
+            "read": self._reader.units,
+        }
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last commit could not be made."""
+        return self._writer.failing
 
     async def write(self, hub: str, unit: Callable[[Tx], T]) -> T:
         return await self._writer.do(hub, unit)
