@@ -15,12 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from mooring.errors import (
-    ArgumentInvalid,
-    GenericMethodNotAllowed,
-    GenericNotFound,
-    HubError,
-)
+from mooring.errors import ArgumentInvalid, GenericMethodNotAllowed, GenericNotFound
 from mooring.hub.identity import Ref
 from mooring.hub.policies import Right
 
@@ -137,19 +132,21 @@ def match(method: str, raw_path: bytes) -> Match:
     """What a request line asks for. Raises GenericNotFound, GenericMethodNotAllowed, and
     ArgumentInvalid if the path is not UTF-8."""
     segments = _segments(raw_path)
-    refusal: HubError = GenericNotFound("There is nothing at this path")
+    other = ""
     for operation in _BY_LENGTH.get(len(segments), ()):
         ids = _ids(operation, segments)
         if ids is None:
             continue
         if operation.method != method:
-            refusal = GenericMethodNotAllowed(f"{operation.pattern} cannot be asked this way")
+            other = operation.pattern
             continue
         values = iter(ids.values())
         words = [next(values) if word.startswith("{") else word for word in operation.words]
         path = "/".join(words)
         return Match(operation, f"/{path}", path.replace("/~", "/", 1), ids)
-    raise refusal
+    if other:
+        raise GenericMethodNotAllowed(f"{other} cannot be asked this way")
+    raise GenericNotFound("There is nothing at this path")
 
 
 def _segments(raw_path: bytes) -> list[str]:
