@@ -20,7 +20,9 @@ Rules:
   words (a CONNACK with the refusal, a 413) on their way.
 
 Why not asyncio's or uvloop's TLS: 38 µs of CPU a message (uvloop) and 278 KiB a connection
-(asyncio) against 9–13 µs and 24 KiB here; see docs/architecture.md.
+(asyncio) against 9–13 µs and 24 KiB here; see docs/architecture.md. Measured with 1,000
+connections on uvloop, resident memory each: 1.6 KiB before the first byte, 49 KiB in a half-done
+handshake, 24.0 KiB idle over TLS 1.3 (22.8 over 1.2).
 """
 
 import asyncio
@@ -478,7 +480,7 @@ class TlsTransport(asyncio.Transport):
         if self._peer_closed:
             self._release()
             return
-        self._drop_connection()
+        self._conn = self._ssl = None  # OpenSSL's memory goes now, the socket a little later
         if self._timer is not None:
             self._timer.cancel()
         try:
@@ -543,10 +545,6 @@ class TlsTransport(asyncio.Transport):
                 }
             )
 
-    def _drop_connection(self) -> None:
-        # Frees what OpenSSL holds for it.
-        self._conn = self._ssl = None
-
     def _release(self) -> None:
         """Give back everything that the operating system and OpenSSL hold for us."""
         if self._fd < 0:
@@ -560,8 +558,7 @@ class TlsTransport(asyncio.Transport):
                 timer.cancel()
         self._timer = self._stall = None
         self._queue = None
-        if self._conn is not None:
-            self._drop_connection()
+        self._conn = self._ssl = self._context = None
         self._sock.close()
         self._owner.released(self)
 
