@@ -7,6 +7,9 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
+from tests.events import MemoryEvents
+from tests.state import MemoryState
+
 from mooring.gateway.amqp import AmqpEndpoint
 from mooring.hub.access import Principal
 from mooring.hub.hub import Hub
@@ -31,9 +34,6 @@ from mooring.wire.amqp.performatives import (
     Target,
 )
 
-from ..events import MemoryEvents
-from ..state import MemoryState
-
 PATIENCE = 10.0
 
 
@@ -52,11 +52,24 @@ class Stored:
         raise error
 
 
+class Clock:
+    """The hub's clock, which a test can put forward."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
 class ServedHub:
     """One hub on a plain loopback port."""
 
-    def __init__(self, hub: Hub, hubs: Hubs, endpoint: AmqpEndpoint, port: int) -> None:
+    def __init__(
+        self, hub: Hub, hubs: Hubs, endpoint: AmqpEndpoint, port: int, clock: "Clock"
+    ) -> None:
         self.hub = hub
+        self.clock = clock
         self.hubs = hubs
         self.endpoint = endpoint
         self.port = port
@@ -75,6 +88,11 @@ class ServedHub:
         assert held is not None
         expires = int(time.time() + ttl)
         return sas.generate(held.primary_key, resource, expires, policy=policy, raw_text=raw)
+
+    def advance(self, seconds: float) -> None:
+        """Let the hub believe that so much time has gone by."""
+        self.clock.ahead += seconds
+        self.hub.sessions.expire()
 
     def connection_string(self, policy: str = "iothubowner") -> str:
         held = self.hub.policies.get(policy)
@@ -98,16 +116,18 @@ class ServedHub:
             await sink.done.wait()
 
     async def client(self, **options: Any) -> "Client":
+        """A client whose connection is open; raises Refused if it was not let in."""
         client = Client()
         await asyncio.get_running_loop().create_connection(lambda: client, "127.0.0.1", self.port)
         client.engine.connect(hostname=options.pop("hostname", "localhost"), **options)
         client.flush()
+        await client.expect(lambda event: isinstance(event, engine.Opened))
         return client
 
     async def opened(self, policy: str = "iothubowner", **options: Any) -> "Client":
-        """A client that has put a token."""
+        """A client that has put a policy's token for all of the hub."""
         client = await self.client(**options)
-        await client.put_token(self.token(policy))
+        await client.put_token(self.token(policy, "localhost", raw=False))
         return client
 
 
@@ -116,12 +136,14 @@ async def serving(
     *, partitions: int = 2, settings: dict[str, Any] | None = None, **endpoint: Any
 ) -> AsyncIterator[ServedHub]:
     """A hub `localhost` and what serves it."""
+    clock = Clock()
     hub = await Hub.open(
         "localhost",
         MemoryState(),
-        MemoryEvents(partitions, now=time.time),
+        MemoryEvents(partitions, now=clock),
         HubSettings(**(settings or {})),
         aliases=("127.0.0.1", "hub.example.com"),
+        now=clock,
     )
     hubs = Hubs([hub])
     served = AmqpEndpoint(hubs, **endpoint)
@@ -129,7 +151,7 @@ async def serving(
     server = await loop.create_server(served, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     try:
-        yield ServedHub(hub, hubs, served, port)
+        yield ServedHub(hub, hubs, served, port, clock)
     finally:
         server.close()
         await hub.close()

@@ -155,7 +155,10 @@ ROUTES: Final = (
         FeedbackReceiver,
         settled=False,
     ),
-    Route(("messages", "servicebound", "*"), BOTH, None, "", _not_implemented),
+    Route(("messages", "servicebound", "filenotifications"), BOTH, None, "", _not_implemented),
+    Route(
+        ("messages", "servicebound", "fileuploadnotifications"), BOTH, None, "", _not_implemented
+    ),
     Route(("devices", "{device}", "*"), BOTH, None, "", _not_implemented),
 )
 

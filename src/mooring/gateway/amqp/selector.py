@@ -56,10 +56,10 @@ def parse(expression: str) -> Start:
         )
     kind = _NAMES[found["name"]]
     text = next(found[group] for group in ("quoted", "double", "plain") if found[group] is not None)
-    if kind is _OFFSET and text.lower() == "@latest":
+    if kind == _OFFSET and text.lower() == "@latest":
         return Start(latest=True)
     number = _NUMBER.fullmatch(text)
-    if number is None or (number[2] and kind is not _TIME):
+    if number is None or (number[2] and kind != _TIME):
         raise ArgumentInvalid(f"The filter's {kind} is not a whole number.")
     return Start(kind, int(number[1]), found["operator"] == ">=")
 
@@ -92,14 +92,14 @@ async def resolve(start: Start, log: EventLog, partition: int) -> int:
     info = log.info(partition)
     if start.latest:
         return info.last_sequence_number
-    if start.kind is _SEQUENCE:
+    if start.kind == _SEQUENCE:
         if start.value > info.last_sequence_number + 1:
             raise ArgumentInvalid(
                 f"The supplied sequence number '{start.value}' is invalid. The last sequence"
                 f" number in the partition is '{info.last_sequence_number}'."
             )
         return max(start.value - start.inclusive, -1)
-    if start.kind is _OFFSET:
+    if start.kind == _OFFSET:
         if start.value < FIRST_OFFSET:
             return -1
         if start.value > info.last_offset:
