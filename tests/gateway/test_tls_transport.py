@@ -531,12 +531,12 @@ async def test_another_protocol_can_take_over_the_stream(chains, any_client):
 )
 async def test_garbage_never_reaches_a_session(chains, garbage):
     def talk(address):
-        with socket.create_connection(address, timeout=30) as plain:
-            with contextlib.suppress(OSError):
-                plain.sendall(garbage)
-                plain.shutdown(socket.SHUT_WR)
-                while plain.recv(1000):
-                    pass
+        plain = socket.create_connection(address, timeout=30)
+        with plain, contextlib.suppress(OSError):
+            plain.sendall(garbage)
+            plain.shutdown(socket.SHUT_WR)
+            while plain.recv(1000):
+                pass
 
     async with port(chains, Session) as server:
         await asyncio.to_thread(talk, server.address)
