@@ -22,6 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.conformance)
+            # Not the fixtures: the first one waits for its turn on the standard ports.
+            item.add_marker(pytest.mark.timeout(90, func_only=True))
 
 
 @pytest.fixture(scope="package")

@@ -88,7 +88,9 @@ def connect(hub: Hub, device: Account) -> Iterator[Callable[..., Device]]:
 def test_telemetry(connect: Callable[..., Device], device: Account, events: EventTap) -> None:
     client = connect()
     topic = f"devices/{device.device_id}/messages/events/"
-    client.publish(f"{topic}$.mid=m%201&$.ct=text%2Fplain&plus=1+1&slash=a/b&empty=&null", "hello")
+    client.publish(
+        f"{topic}$.mid=m%201&$.ct=text%2Fplain&plus=1%2B1&slash=a/b&empty=&null", "hello"
+    )
     client.publish(topic.rstrip("/"), "no slash")
     client.publish(topic + "a=1/", "a slash behind")
     client.publish(topic, "retained", retain=True)

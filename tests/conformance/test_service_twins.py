@@ -141,7 +141,7 @@ def test_up_to_the_limits(service: IoTHubRegistryManager, device: Account) -> No
                 desired={
                     **{f"d{n}": "x" * 4000 for n in range(7)},
                     "k" * 1024: 1,
-                    "deep": nested(10),
+                    "deep": nested(11),
                     "azureiot*com^dtracing^1": {"sampling_mode": 1},
                 }
             ),

@@ -88,7 +88,8 @@ async def test_tokens_that_do_not_count(token: dict[str, Any]) -> None:
         client = await served.client()
         answer = await client.put_token(served.token(**token))
         assert status(answer) == 401
-        assert answer.application_properties["error-condition"] == "amqp:unauthorized-access"
+        # With one, azure-eventhub 5.15 tells its user neither status nor description.
+        assert "error-condition" not in answer.application_properties
         client.close()
 
 

@@ -6,8 +6,8 @@ at, since every SDK writes it differently (device-protocols reference §3.3).
 
 from typing import TYPE_CHECKING, Final
 
-from mooring.errors import ArgumentInvalid, DeviceDisabled, IotHubUnauthorized
-from mooring.gateway.amqp.request_response import Reply
+from mooring.errors import ArgumentInvalid, DeviceDisabled, IotHubUnauthorized, MooringError
+from mooring.gateway.amqp.request_response import Reply, failure
 from mooring.wire.amqp.messages import Message
 from mooring.wire.errors import WireError
 
@@ -22,7 +22,17 @@ MAX_TOKEN: Final = 16 * 1024
 
 
 async def answer(connection: "Connection", message: Message) -> Reply:
-    """Put a token. The status is 200 and nothing else for success: Node's SDK compares."""
+    """Put a token. The status is 200 and nothing else for success: Node's SDK compares.
+
+    A failure goes without its condition: azure-eventhub 5.15 would look at that alone, and tell
+    its user neither status nor description."""
+    try:
+        return await _put(connection, message)
+    except MooringError as error:
+        return failure(error)._replace(condition="")
+
+
+async def _put(connection: "Connection", message: Message) -> Reply:
     properties = message.application_properties
     if properties.get("operation") != PUT_TOKEN:
         raise ArgumentInvalid(f"The only operation of $cbs is {PUT_TOKEN}.")

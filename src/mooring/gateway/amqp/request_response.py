@@ -108,10 +108,10 @@ class Node:
         try:
             reply = await self._answer(message)
         except MooringError as error:
-            reply = _failure(error)
+            reply = failure(error)
         except Exception as error:
             log.exception("amqp_request_failed")
-            reply = _failure(ServerError(reason=f"unexpected {type(error).__name__}"))
+            reply = failure(ServerError(reason=f"unexpected {type(error).__name__}"))
         delivery.link.settle([delivery], Accepted())
         target = self._reply_link(reply_to)
         if target is not None:
@@ -163,7 +163,8 @@ class NodeLink:
         self._node.leave(self._link)
 
 
-def _failure(error: MooringError) -> Reply:
+def failure(error: MooringError) -> Reply:
+    """The answer to a request that failed; says why in the log."""
     refusal = hub_error(error)
     log.warning(
         "amqp_request_refused",
