@@ -146,6 +146,19 @@ class Mqtt(Section, frozen=True, kw_only=True):
     ] = 86400
 
 
+class Amqp(Section, frozen=True, kw_only=True):
+    """AMQP connections."""
+
+    authentication_time: Annotated[
+        float, Meta(ge=1, le=300), _about("Time that a connection may live without a valid token.")
+    ] = 30.0
+    idle_timeout: Annotated[
+        float,
+        Meta(ge=10, le=3600),
+        _about("Silence after which a client counts as gone; clients are told it at the open."),
+    ] = 240.0
+
+
 class Events(Section, frozen=True, kw_only=True):
     """The event log that telemetry is written to and back ends read."""
 
@@ -228,6 +241,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     hub: HubNames = HubNames()
     tls: Tls = Tls()
     mqtt: Mqtt = Mqtt()
+    amqp: Amqp = Amqp()
     events: Events = Events()
     c2d: CloudToDevice = CloudToDevice()
     feedback: Feedback = Feedback()

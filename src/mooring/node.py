@@ -30,7 +30,8 @@ from .errors import ConfigError, MooringError
 from .gateway.amqp import AmqpEndpoint
 from .gateway.control import Control, Listening
 from .gateway.http.app import build_app
-from .gateway.metrics import MetricsApp, PortFigures
+from .gateway.http.server import HttpServer, serve_unix
+from .gateway.metrics import Figures, MetricsApp, PortFigures
 from .gateway.mqtt import MqttEndpoint
 from .gateway.tls import Listener, ListenerLimits, TransportLimits, bind, server_context
 from .hub.hub import Hub
@@ -91,9 +92,10 @@ class Node:
         self._stack = AsyncExitStack()
         self._sockets: dict[str, list[socket.socket]] = {}
         self._listeners: dict[str, Listener] = {}
-        self._servers: dict[str, Any] = {}
         self._hubs: list[Hub] = []
-        self._state: Literal["starting", "serving", "stopping"] = "starting"
+        self._logs: list[SqliteEventLog] = []
+        self._state: SqliteState | None = None
+        self._phase: Literal["starting", "serving", "stopping"] = "starting"
 
     @property
     def ca(self) -> Path:
@@ -107,7 +109,7 @@ class Node:
         except BaseException:
             await self._stack.aclose()
             raise
-        self._state = "serving"
+        self._phase = "serving"
         log.info(
             "serving",
             version=__version__,
@@ -118,7 +120,7 @@ class Node:
 
     async def close(self) -> None:
         """Stop accepting, end sessions, finish commits, close."""
-        self._state = "stopping"
+        self._phase = "stopping"
         log.info("stopping")
         await self._stack.aclose()
         log.info("stopped")
@@ -160,6 +162,7 @@ class Node:
         names = dict.fromkeys((hub.name, *hub.aliases, *hub.others, *local_names()))
         authority = open_local_authority(self.data / TLS_FOLDER, tuple(names))
         if not self.ca.is_symlink():
+            self.ca.unlink(missing_ok=True)
             self.ca.symlink_to(authority.ca.relative_to(self.data))
         return authority
 
@@ -176,7 +179,7 @@ class Node:
         fsync = settings.storage.fsync
         if not fsync:
             log.warning("fsync_is_off", advice="a power cut loses acknowledged messages")
-        state = await SqliteState.open(folder, fsync=fsync)
+        state = self._state = await SqliteState.open(folder, fsync=fsync)
         self._stack.push_async_callback(state.close)
         aliases = {*local_names(), *names.aliases, "localhost"} - {names.name}
         for name, known_as, files in (
@@ -192,6 +195,7 @@ class Node:
                 fsync=fsync,
             )
             self._stack.push_async_callback(events.close)
+            self._logs.append(events)
             self._hubs.append(
                 await Hub.open(
                     name,
@@ -210,44 +214,41 @@ class Node:
 
     async def _accept(self, hubs: Hubs, context: SSL.Context) -> None:
         """Give each bound port its protocol; from here on clients are served."""
-        mqtt = self.config.mqtt
-        amqp = AmqpEndpoint(hubs, redirect_port=self._port("amqp"))
+        mqtt = MqttEndpoint(
+            hubs,
+            max_keep_alive=self.config.mqtt.max_keep_alive,
+            first_packet_time=self.config.mqtt.first_packet_time,
+            session_expiry=self.config.mqtt.session_expiry,
+        )
+        amqp = AmqpEndpoint(
+            hubs,
+            authentication_time=self.config.amqp.authentication_time,
+            idle_time_out=self.config.amqp.idle_timeout,
+            redirect_port=self._port("amqp"),
+        )
         app = build_app(hubs)
-        factories: dict[str, Factory] = {
-            "mqtt": MqttEndpoint(
-                hubs,
-                max_keep_alive=mqtt.max_keep_alive,
-                first_packet_time=mqtt.first_packet_time,
-                session_expiry=mqtt.session_expiry,
-            ),
-            "amqp": amqp,
-            "https": _http_protocol(app, {}),
-        }
+        https = self._http(app)
+        factories: dict[str, Factory] = {"mqtt": mqtt, "amqp": amqp, "https": https}
         limits = self._limits()
         for protocol, factory in factories.items():
-            sockets = self._sockets.pop(protocol, [])
-            if sockets:
+            if sockets := self._sockets.pop(protocol, []):
                 self._listeners[protocol] = Listener(
                     factory, context, sockets, purpose=_PURPOSES[protocol], limits=limits
                 )
+        metrics = self._http(MetricsApp(self.figures, self.not_ready))
+        for protocol, plain in (("amqp-plain", amqp), ("metrics", metrics)):
+            for sock in self._sockets.pop(protocol, []):
+                server = await asyncio.get_running_loop().create_server(plain, sock=sock)
+                self._stack.callback(server.close)
+        control = self._http(Control(hubs, lambda: self.listening, app), local=True)
+        unix = await serve_unix(control, self.data / SOCKET_NAME)
+        self._stack.callback(unix.close)
 
-        loop = asyncio.get_running_loop()
-        control = Control(hubs, lambda: self.listening, app)
-        for sock in self._sockets.pop("amqp-plain", []):
-            self._keep(await loop.create_server(amqp, sock=sock))
-        for sock in self._sockets.pop("metrics", []):
-            metrics = MetricsApp(lambda: self._hubs, self.port_figures, self.not_ready)
-            self._keep(await loop.create_server(_http_protocol(metrics, {}), sock=sock))
-        path = self.data / SOCKET_NAME
-        path.unlink(missing_ok=True)
-        self._keep(
-            await loop.create_unix_server(_http_protocol(control, {"local": True}), path=str(path))
-        )
-        path.chmod(0o600)
-        self._stack.callback(path.unlink, missing_ok=True)
-
-    def _keep(self, server: asyncio.Server) -> None:
-        self._stack.callback(server.close)
+    def _http(self, app: Any, *, local: bool = False) -> HttpServer:
+        """A server that finishes the requests it has begun when the node closes."""
+        server = HttpServer(app, local=local)
+        self._stack.push_async_callback(server.close, CLOSE_TIMEOUT)
+        return server
 
     def _port(self, protocol: str) -> int:
         return next((each.port for each in self.listening if each.protocol == protocol), 0)
@@ -269,14 +270,29 @@ class Node:
 
     def not_ready(self) -> list[str]:
         """What keeps it from serving clients; nothing if it serves them."""
-        return [] if self._state == "serving" else [self._state]
-
-    def port_figures(self) -> list[PortFigures]:
-        """What the metrics say about each port."""
-        return [
-            PortFigures(name, each.open_count, each.accepted, each.refusals)
-            for name, each in self._listeners.items()
+        if self._phase != "serving":
+            return [self._phase]
+        reasons = ["the state cannot be written"] if self._state and self._state.is_failing else []
+        reasons += [
+            f"the events of {hub.name} cannot be written"
+            for hub, events in zip(self._hubs, self._logs, strict=True)
+            if events.is_failing
         ]
+        return reasons
+
+    def figures(self) -> Figures:
+        """What the metrics are made of."""
+        return Figures(
+            hubs=tuple(self._hubs),
+            ports=[
+                PortFigures(name, each.open_count, each.accepted, each.refusals)
+                for name, each in self._listeners.items()
+            ],
+            commits={
+                hub.name: each.commits for hub, each in zip(self._hubs, self._logs, strict=True)
+            },
+            state=self._state.figures if self._state else {},
+        )
 
     async def _renew_certificates(self, authority: LocalAuthority) -> None:
         """Once a day, in case the server's certificates come near their end."""
@@ -347,17 +363,6 @@ def _bind_all(hosts: Sequence[str], port: int, kind: _Port) -> list[socket.socke
             sock.close()
         raise
     return bound
-
-
-def _http_protocol(app: Any, state: Any) -> Factory:
-    from uvicorn import Config
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-    from uvicorn.server import ServerState
-
-    c = Config(app, http=H11Protocol, lifespan="off", log_config=None, access_log=False)
-    c.load()
-    ss = ServerState()
-    return lambda: H11Protocol(c, ss, state)
 
 
 def _hub_settings(config: Config) -> HubSettings:

@@ -138,6 +138,11 @@ def test_metrics_and_health(tmp_path: Path) -> None:
             "mooring_info",
             "mooring_connections",
             "mooring_events_accepted_total",
+            "mooring_event_commits_total",
+            "mooring_state_commits_total",
+            "mooring_methods_invoked_total",
+            "mooring_twin_operations_total",
+            "mooring_errors_total",
             "process_open_fds",
         ):
             assert f"# TYPE {family.removesuffix('_total')}" in text

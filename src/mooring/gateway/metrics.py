@@ -12,7 +12,7 @@ them when it is scraped. Label values are bounded: hub, port, protocol, error co
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -21,6 +21,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from .. import __version__
+from ..errors import HubError
 from ..hub.events import FIRST_OFFSET
 from ..hub.hub import Hub
 
@@ -38,80 +39,137 @@ class PortFigures(NamedTuple):
     refused: Counter[str]
 
 
-class HubCollector(Collector):
-    """Asks the hubs and ports for their figures when scraped."""
+class Figures(NamedTuple):
+    """What a node has to say about itself."""
 
-    def __init__(
-        self, hubs: Callable[[], Iterable[Hub]], ports: Callable[[], Iterable[PortFigures]]
-    ) -> None:
-        self._hubs = hubs
-        self._ports = ports
+    hubs: tuple[Hub, ...]
+    ports: list[PortFigures]
+    commits: Mapping[str, int]  # of the event log, by hub
+    state: Mapping[str, int]  # "commits", and units of work "written" and "read"
+
+
+class NodeCollector(Collector):
+    """Asks the node for its figures when scraped."""
+
+    def __init__(self, figures: Callable[[], Figures]) -> None:
+        self._figures = figures
         self._started = time.time()
 
     def collect(self) -> Iterator[Metric]:
         """Every family, in a fixed order."""
+        figures = self._figures()
         info = GaugeMetricFamily("mooring_info", "Constant 1.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
         yield GaugeMetricFamily(
             "mooring_start_time_seconds", "When the hub started, unix time.", self._started
         )
-        yield from self._connections()
-        yield from self._sessions()
-        yield from self._events()
+        yield from _connections(figures.ports)
+        yield from _sessions(figures.hubs)
+        yield from _events(figures.hubs)
+        yield from _operations(figures.hubs)
+        yield from _storage(figures)
+        errors = CounterMetricFamily(
+            "mooring_errors", "Refusals and other errors by Azure's name.", labels=["error"]
+        )
+        for name, count in HubError.made.items():
+            errors.add_metric([name], count)
+        yield errors
 
     def describe(self) -> list[Metric]:
         """Nothing: figures exist only once the hub runs."""
         return []
 
-    def _connections(self) -> Iterator[Metric]:
-        now = GaugeMetricFamily("mooring_connections", "Open connections.", labels=["port"])
-        accepted = CounterMetricFamily(
-            "mooring_connections_accepted", "Connections accepted.", labels=["port"]
-        )
-        refused = CounterMetricFamily(
-            "mooring_connections_refused",
-            "Connections ended before a session, by reason.",
-            labels=["port", "reason"],
-        )
-        for figures in self._ports():
-            now.add_metric([figures.port], figures.open)
-            accepted.add_metric([figures.port], figures.accepted)
-            for reason, count in figures.refused.items():
-                refused.add_metric([figures.port, reason], count)
-        yield from (now, accepted, refused)
 
-    def _sessions(self) -> Iterator[Metric]:
-        sessions = GaugeMetricFamily(
-            "mooring_sessions", "Sessions of devices and back ends.", labels=["hub", "protocol"]
-        )
-        devices = GaugeMetricFamily(
-            "mooring_devices_connected", "Devices with a session.", labels=["hub"]
-        )
-        for hub in self._hubs():
-            by_protocol = Counter(session.protocol for session in hub.sessions)
-            for protocol, count in by_protocol.items():
-                sessions.add_metric([hub.name, protocol], count)
-            devices.add_metric([hub.name], hub.sessions.connected_count)
-        yield from (sessions, devices)
+def _connections(ports: Iterable[PortFigures]) -> Iterator[Metric]:
+    now = GaugeMetricFamily("mooring_connections", "Open connections.", labels=["port"])
+    accepted = CounterMetricFamily(
+        "mooring_connections_accepted", "Connections accepted.", labels=["port"]
+    )
+    refused = CounterMetricFamily(
+        "mooring_connections_refused",
+        "Connections ended before a session, by reason.",
+        labels=["port", "reason"],
+    )
+    for figures in ports:
+        now.add_metric([figures.port], figures.open)
+        accepted.add_metric([figures.port], figures.accepted)
+        for reason, count in figures.refused.items():
+            refused.add_metric([figures.port, reason], count)
+    yield from (now, accepted, refused)
 
-    def _events(self) -> Iterator[Metric]:
-        labels = ["hub", "partition"]
-        accepted = CounterMetricFamily(
-            "mooring_events_accepted", "Device-to-cloud messages made durable.", labels=labels
-        )
-        written = CounterMetricFamily(
-            "mooring_events_accepted_bytes", "Their size as stored.", labels=labels
-        )
-        kept = GaugeMetricFamily("mooring_events_kept", "Events not yet retired.", labels=labels)
-        for hub in self._hubs():
-            for number in range(hub.events.partition_count):
-                info, where = hub.events.info(number), [hub.name, str(number)]
-                accepted.add_metric(where, info.last_sequence_number + 1)
-                written.add_metric(where, max(0, info.last_offset - FIRST_OFFSET))
-                held = info.last_sequence_number - info.first_sequence_number + 1
-                kept.add_metric(where, 0 if info.is_empty else held)
-        yield from (accepted, written, kept)
+
+def _sessions(hubs: Iterable[Hub]) -> Iterator[Metric]:
+    sessions = GaugeMetricFamily(
+        "mooring_sessions", "Sessions of devices and back ends.", labels=["hub", "protocol"]
+    )
+    devices = GaugeMetricFamily(
+        "mooring_devices_connected", "Devices with a session.", labels=["hub"]
+    )
+    for hub in hubs:
+        by_protocol = Counter(session.protocol for session in hub.sessions)
+        for protocol, count in by_protocol.items():
+            sessions.add_metric([hub.name, protocol], count)
+        devices.add_metric([hub.name], hub.sessions.connected_count)
+    yield from (sessions, devices)
+
+
+def _events(hubs: Iterable[Hub]) -> Iterator[Metric]:
+    labels = ["hub", "partition"]
+    accepted = CounterMetricFamily(
+        "mooring_events_accepted", "Device-to-cloud messages made durable.", labels=labels
+    )
+    written = CounterMetricFamily(
+        "mooring_events_accepted_bytes", "Their size as stored.", labels=labels
+    )
+    kept = GaugeMetricFamily("mooring_events_kept", "Events not yet retired.", labels=labels)
+    for hub in hubs:
+        for number in range(hub.events.partition_count):
+            info, where = hub.events.info(number), [hub.name, str(number)]
+            accepted.add_metric(where, info.last_sequence_number + 1)
+            written.add_metric(where, max(0, info.last_offset - FIRST_OFFSET))
+            held = info.last_sequence_number - info.first_sequence_number + 1
+            kept.add_metric(where, 0 if info.is_empty else held)
+    yield from (accepted, written, kept)
+
+
+def _operations(hubs: Iterable[Hub]) -> Iterator[Metric]:
+    methods = CounterMetricFamily(
+        "mooring_methods_invoked", "Direct methods that back ends called.", labels=["hub"]
+    )
+    twins = CounterMetricFamily(
+        "mooring_twin_operations",
+        "Twins read, changed by back ends, and reported by devices.",
+        labels=["hub", "operation"],
+    )
+    messages = CounterMetricFamily(
+        "mooring_commands",
+        "Cloud-to-device messages sent, and what became of them.",
+        labels=["hub", "outcome"],
+    )
+    for hub in hubs:
+        methods.add_metric([hub.name], hub.methods.invoked)
+        for operation, count in hub.twins.counts.items():
+            twins.add_metric([hub.name, operation], count)
+        for outcome, count in hub.commands.counts.items():
+            messages.add_metric([hub.name, outcome.lower()], count)
+    yield from (methods, twins, messages)
+
+
+def _storage(figures: Figures) -> Iterator[Metric]:
+    commits = CounterMetricFamily(
+        "mooring_event_commits", "Commits of the event log.", labels=["hub"]
+    )
+    for hub, count in figures.commits.items():
+        commits.add_metric([hub], count)
+    state = CounterMetricFamily("mooring_state_commits", "Commits of the state.")
+    state.add_metric([], figures.state.get("commits", 0))
+    units = CounterMetricFamily(
+        "mooring_state_units", "Units of work on the state.", labels=["kind"]
+    )
+    for kind in ("written", "read"):
+        units.add_metric([kind], figures.state.get(kind, 0))
+    yield from (commits, state, units)
 
 
 class MetricsApp:
@@ -119,8 +177,7 @@ class MetricsApp:
 
     def __init__(
         self,
-        hubs: Callable[[], Iterable[Hub]],
-        ports: Callable[[], Iterable[PortFigures]],
+        figures: Callable[[], Figures],
         not_ready: Callable[[], list[str]],
     ) -> None:
         self._not_ready = not_ready
@@ -128,7 +185,7 @@ class MetricsApp:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
-        self._registry.register(HubCollector(hubs, ports))
+        self._registry.register(NodeCollector(figures))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
