@@ -1,6 +1,7 @@
 """Chapter 7: cloud-to-device messages."""
 
 import time
+from datetime import datetime
 
 import pytest
 import structlog.testing
@@ -8,6 +9,7 @@ from mqtt_dialogue import Bench, Client, Device, rest
 
 from mooring.gateway.mqtt.devicebound import WINDOW
 from mooring.hub.settings import HubSettings
+from mooring.wire import topics
 from mooring.wire.mqtt import Puback, Publish, Unsuback, Unsubscribe
 
 
@@ -46,6 +48,16 @@ async def test_a_message_as_sdks_want_it(device: Device) -> None:
     assert await depth(device) == 1
     client.send(Puback(1))
     assert await depth(device) == 0
+
+
+async def test_an_expiry_that_the_sender_set(device: Device) -> None:
+    client = await listening(device)
+    at = int(time.time()) * 1000 + 60_000
+    await device.send_command(expires=at)
+    bag = (await client.publish()).topic.decode().rpartition("/")[2]
+    system, _ = topics.parse_bag(bag)
+    expiry = datetime.fromisoformat(system["absolute-expiry-time"])
+    assert expiry.timestamp() * 1000 == at
 
 
 async def test_the_bag_is_never_empty(device: Device) -> None:

@@ -18,6 +18,7 @@ import structlog
 
 from mooring.errors import DeviceMessageLockLost, MooringError
 from mooring.hub.commands import Command, Delivery
+from mooring.hub.timestamps import iso
 from mooring.wire import mqtt, topics
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Devicebound:
         "_again",
         "_commands",
         "_completing",
+        "_default_ttl",
         "_drainer",
         "_ended",
         "_had",
@@ -63,13 +65,16 @@ class Devicebound:
         ref: "Ref",
         write: Callable[[bytes], Any],
         remembered: dict[int, int],
+        default_ttl: int,
     ) -> None:
-        """`remembered` are the packet ids, by sequence number, that the client has not
-        acknowledged on an earlier connection."""
+        """`remembered` are the packet ids, by sequence number, of what the client has not
+        acknowledged on an earlier connection; `default_ttl`, in seconds, is what a message lives
+        whose sender set no expiry."""
         self._commands = commands
         self._ref = ref
         self._write = write
         self._remembered = remembered
+        self._default_ttl = default_ttl
         self._qos: int | None = None
         self._paused = False
         self._ended = False
@@ -169,7 +174,7 @@ class Devicebound:
             if sent.sequence == sequence:  # its lock ran out while the client takes its time
                 self._sent[packet_id] = _Sent(sequence, lock_token)
                 return
-        topic = _topic(self._ref, command)
+        topic = _topic(self._ref, command, self._default_ttl)
         if len(topic) > 65_535:
             log.warning(
                 "command_rejected",
@@ -230,7 +235,9 @@ class Devicebound:
         self._wake()
 
 
-def _topic(ref: "Ref", command: Command) -> bytes:
+def _topic(ref: "Ref", command: Command, default_ttl: int) -> bytes:
+    # Azure's topics carry an expiry only if the sender set one.
+    limited = command.expires - command.enqueued != default_ttl * 1000
     system = {
         name: value
         for name, value in (
@@ -240,6 +247,7 @@ def _topic(ref: "Ref", command: Command) -> bytes:
             ("to", command.to),
             ("content-type", command.content_type),
             ("content-encoding", command.content_encoding),
+            ("absolute-expiry-time", iso(command.expires) if limited else ""),
         )
         if value
     }

@@ -355,7 +355,9 @@ class Session:
         granted = [qos for name, qos in self._filters.items() if topics.concerns(name, prefix)]
         if granted and self._devicebound is None:
             sent = self._endpoint.take_unacknowledged(hub, ref)
-            self._devicebound = Devicebound(hub.commands, ref, self._write, sent)
+            self._devicebound = Devicebound(
+                hub.commands, ref, self._write, sent, hub.settings.c2d_default_ttl
+            )
         if self._devicebound is not None:
             self._devicebound.subscribe(max(granted) if granted else None)
 
