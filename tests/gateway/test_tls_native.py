@@ -1,10 +1,9 @@
 """The shortcut around pyOpenSSL's recv and send: same results, same errors, with and without it."""
 
 import asyncio
-import threading
 
 import pytest
-from tls_dialogue import Echo, client_context, connect, make_chains, port
+from tls_dialogue import Echo, client_context, connect, exchange, make_chains, port
 
 from mooring.gateway.tls import native
 
@@ -27,12 +26,7 @@ async def test_the_public_methods_do_as_well(pki, monkeypatch, fast):
 
     def talk(address):
         with connect(address, client_context(ca)) as tls:
-            sender = threading.Thread(target=tls.sendall, args=(sent,))
-            sender.start()
-            received = bytearray()
-            while len(received) < len(sent):
-                received += tls.recv(65536)
-            sender.join()
+            received = exchange(tls, sent)
             tls.unwrap().close()
             return received
 

@@ -166,7 +166,7 @@ async def test_min_version_13_refuses_12(pki):
     assert version == "TLSv1.3"
 
 
-async def test_renegotiation_is_refused_and_the_session_goes_on(pki):
+async def test_renegotiation_is_refused(pki):
     ca, chains = pki
     async with port(chains, Echo) as server:
         process = await asyncio.create_subprocess_exec(

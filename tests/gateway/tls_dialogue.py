@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -149,6 +150,29 @@ def read_all(client):
     while data := client.recv(65536):
         parts.append(data)
     return b"".join(parts)
+
+
+def exchange(client, sent: bytes) -> bytes:
+    """Send and receive at the same time until as much has come back as was sent.
+
+    In one thread: OpenSSL's connections must not be read and written by two at once.
+    """
+    client.setblocking(False)
+    received = bytearray()
+    done = 0
+    while len(received) < len(sent):
+        select.select([client], [client] if done < len(sent) else [], [], 30)
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            if done < len(sent):
+                done += client.send(sent[done : done + 16384])
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            while len(received) < len(sent):
+                data = client.recv(65536)
+                if not data:
+                    raise ConnectionAbortedError("closed in the middle")
+                received += data
+    client.settimeout(30)
+    return bytes(received)
 
 
 def write_client_chain(path: Path, length: int, padding: int = 0) -> list[bytes]:
