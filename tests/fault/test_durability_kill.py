@@ -8,6 +8,7 @@ must hold everything that was acknowledged: once, at its place, in the order of 
 import asyncio
 import contextlib
 import random
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 
 import httpx
 import pytest
+from azure.eventhub import EventHubConsumerClient
 
 from mooring.wire import sas
 
 from ..served import FREE, Served
 from .publisher import Publisher, tls
-from .stored import check_events, stored_devices, stored_events
+from .stored import PARTITIONS, Stored, check_events, stored_devices, stored_events
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
@@ -54,7 +56,7 @@ def chance() -> random.Random:
 def test_twenty_kills_lose_nothing_that_was_acknowledged(
     tmp_path: Path, chance: random.Random
 ) -> None:
-    served = Served(tmp_path, ports=FREE)
+    served = Served(tmp_path, "--amqp-plain-port", "0", ports=FREE)
     account = Account()
     for life in range(KILLS):
         served.start()
@@ -62,16 +64,16 @@ def test_twenty_kills_lose_nothing_that_was_acknowledged(
             if not account.keys:
                 make_publishers(served, account)
             before = sum(map(len, account.messages.values()))
-            asyncio.run(load_until_killed(served, account, chance.uniform(0.15, 0.7)))
+            asyncio.run(load_until_killed(served, account, chance.uniform(0.1, 0.5)))
         finally:
             served.kill()
-        asyncio.run(check_files(served.data, account))
+        stored = asyncio.run(check_files(served.data, account))
         assert sum(map(len, account.messages.values())) > before, f"life {life} published nothing"
     assert account.twins
     assert account.commands
     served.start()
     try:
-        check_served(served, account)
+        check_served(served, account, stored)
     finally:
         assert served.stop() == 0
 
@@ -146,7 +148,7 @@ async def write(served: Served, account: Account) -> None:
                 account.commands.setdefault(device, []).append(value)
 
 
-async def check_files(data: Path, account: Account) -> None:
+async def check_files(data: Path, account: Account) -> list[Stored]:
     """What the killed server left behind."""
     stored = await stored_events(data)
     assert check_events(stored, account.messages) == []
@@ -159,13 +161,53 @@ async def check_files(data: Path, account: Account) -> None:
         queued, ids = account.commands.get(device, []), found[device].commands
         assert ids[: len(queued)] == queued
         assert len(ids) <= len(queued) + 1
+    return stored
 
 
-def check_served(served: Served, account: Account) -> None:
-    """The same through the front door."""
+def check_served(served: Served, account: Account, stored: list[Stored]) -> None:
+    """The same through the front door: azure-eventhub reads what the files hold."""
     with served.control() as http:
         for device in account.devices[-50:]:
             found: dict[str, Any] = http.get(f"/devices/{device}", params=API).json()
             assert found["deviceId"] == device
             queued = len(account.commands.get(device, []))
             assert queued <= found["cloudToDeviceMessageCount"] <= queued + 1
+    read = read_all(served.connection_string(events=True, plain=True), len(stored))
+    assert len(read) == len(stored)
+    assert sorted(read) == sorted(stored)
+
+
+def read_all(connection_string: str, count: int) -> list[Stored]:
+    """What azure-eventhub reads from the start of all partitions, each in the order it came."""
+    client = EventHubConsumerClient.from_connection_string(
+        connection_string, consumer_group="$Default"
+    )
+    read: list[Stored] = []
+    last = dict.fromkeys(map(str, range(PARTITIONS)), -1)
+    complete = threading.Event()
+
+    def take(context: Any, events: list[Any]) -> None:
+        for event in events:
+            assert event.sequence_number == last[context.partition_id] + 1
+            last[context.partition_id] = event.sequence_number
+            body = b"".join(event.body)
+            device, number = body[1 : body.index(b">")].split(b"|")
+            partition = int(context.partition_id)
+            read.append(Stored(partition, event.sequence_number, device.decode(), int(number)))
+        if len(read) >= count:
+            complete.set()
+
+    receiving = threading.Thread(
+        target=client.receive_batch,
+        kwargs={
+            "on_event_batch": take, "starting_position": "-1", "max_batch_size": 1000,
+            "prefetch": 3000, "max_wait_time": 1,
+        },
+    )  # fmt: skip
+    receiving.start()
+    try:
+        assert complete.wait(120), f"{len(read)} of {count} events were read"
+    finally:
+        client.close()
+        receiving.join(30)
+    return read
