@@ -3,7 +3,8 @@
 The only module that knows every driver. Order of life:
 
     open    lock the data directory, bind all ports, certificates, storage, hubs, then accept
-    close   stop accepting, end sessions, flush connections, finish commits, close storage, unlock
+    close   stop accepting, answer requests, end sessions, flush connections, finish commits,
+            close storage, unlock
 
 Ports are bound before anything is written, so that a start which cannot succeed leaves no trace;
 what fails half-way is taken down in the same order as a shutdown. A first SIGTERM or SIGINT closes
@@ -30,7 +31,7 @@ from .errors import ConfigError, MooringError
 from .gateway.amqp import AmqpEndpoint
 from .gateway.control import Control, Listening
 from .gateway.http.app import build_app
-from .gateway.http.server import HttpServer, serve_unix
+from .gateway.http.server import HttpServer, UnixListener, serve_unix
 from .gateway.metrics import Figures, MetricsApp, PortFigures
 from .gateway.mqtt import MqttEndpoint
 from .gateway.tls import Listener, ListenerLimits, TransportLimits, bind, server_context
@@ -92,6 +93,8 @@ class Node:
         self._stack = AsyncExitStack()
         self._sockets: dict[str, list[socket.socket]] = {}
         self._listeners: dict[str, Listener] = {}
+        self._doors: list[asyncio.Server | UnixListener] = []  # without TLS
+        self._servers: list[HttpServer] = []
         self._hubs: list[Hub] = []
         self._logs: list[SqliteEventLog] = []
         self._state: SqliteState | None = None
@@ -134,6 +137,7 @@ class Node:
         self._bind()
         authority = await asyncio.to_thread(self._certificates)
         hubs = await self._open_hubs(folder)
+        self._stack.push_async_callback(self._finish_requests)
         self._stack.callback(self._stop_accepting)
         await self._accept(hubs, self._context(authority))
         self._background(self._renew_certificates(authority))
@@ -238,16 +242,14 @@ class Node:
         metrics = self._http(MetricsApp(self.figures, self.not_ready))
         for protocol, plain in (("amqp-plain", amqp), ("metrics", metrics)):
             for sock in self._sockets.pop(protocol, []):
-                server = await asyncio.get_running_loop().create_server(plain, sock=sock)
-                self._stack.callback(server.close)
+                loop = asyncio.get_running_loop()
+                self._doors.append(await loop.create_server(plain, sock=sock))
         control = self._http(Control(hubs, lambda: self.listening, app), local=True)
-        unix = await serve_unix(control, self.data / SOCKET_NAME)
-        self._stack.callback(unix.close)
+        self._doors.append(await serve_unix(control, self.data / SOCKET_NAME))
 
     def _http(self, app: Any, *, local: bool = False) -> HttpServer:
-        """A server that finishes the requests it has begun when the node closes."""
         server = HttpServer(app, local=local)
-        self._stack.push_async_callback(server.close, CLOSE_TIMEOUT)
+        self._servers.append(server)
         return server
 
     def _port(self, protocol: str) -> int:
@@ -311,8 +313,12 @@ class Node:
     # Closing --------------------------------------------------------------------------------
 
     def _stop_accepting(self) -> None:
-        for listener in self._listeners.values():
-            listener.close()
+        for door in (*self._listeners.values(), *self._doors):
+            door.close()
+
+    async def _finish_requests(self) -> None:
+        """Answer what was asked; who waits for longer (a method's answer) is cut off."""
+        await asyncio.gather(*(server.close(CLOSE_TIMEOUT) for server in self._servers))
 
     async def _flush_connections(self) -> None:
         """Let clients read our last words, and cut off those that do not."""

@@ -1,10 +1,13 @@
 """`mooring serve`: how it starts, what it says when it cannot, and how it ends."""
 
+import contextlib
 import json
 import signal
 import socket
 import ssl
 import stat
+import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -67,6 +70,35 @@ def test_open_connections_do_not_hold_up_the_end(tmp_path: Path) -> None:
     ):
         assert secure.version()
         assert hub.stop() == 0
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    hub = Served(tmp_path, ports=FREE)
+    hub.start()
+    assert hub.run("device", "create", "away").returncode == 0
+
+    def call() -> None:
+        with hub.control() as http, contextlib.suppress(httpx.HTTPError):
+            http.post(
+                "/twins/away/methods",
+                json={"methodName": "m", "connectTimeoutInSeconds": 60},
+            )
+
+    # A request that is still being answered keeps a clean end waiting for some seconds.
+    caller = threading.Thread(target=call)
+    caller.start()
+    metrics = f"http://127.0.0.1:{hub.metrics_port}/metrics"
+    while 'methods_invoked_total{hub="localhost"} 1.0' not in httpx.get(metrics).text:
+        time.sleep(0.02)
+    assert hub.process
+    hub.process.send_signal(signal.SIGTERM)
+    while '"stopping"' not in hub.log():
+        time.sleep(0.02)
+    assert hub.stop() == 128 + signal.SIGTERM
+    caller.join()
+    hub.start()
+    assert hub.run("device", "show", "away").returncode == 0
+    hub.stop()
 
 
 def test_keys_survive_a_restart(tmp_path: Path) -> None:
