@@ -172,6 +172,7 @@ def test_what_nobody_may_publish(topic: str) -> None:
     ("name", "module_id"),
     [
         ("devices/d1/messages/devicebound/#", ""),
+        ("devices/d1/messages/devicebound/+", ""),
         ("devices/d1/modules/m1/messages/devicebound/#", "m1"),
         ("devices/d1/modules/m1/inputs/#", "m1"),
         ("devices/d1/modules/m1/#", "m1"),
@@ -199,6 +200,9 @@ def test_filters_that_are_granted(name: str, module_id: str) -> None:
         ("devices/d1/messages/devicebound/#", "m1"),
         ("devices/d1/inputs/#", ""),
         ("devices/d1/messages/events/#", ""),
+        ("devices/d1/messages/devicebound/", ""),
+        ("devices/d1/messages/devicebound/a=1", ""),
+        ("devices/d1/messages/devicebound/+/#", ""),
         ("$iothub/#", ""),
         ("$iothub/twin/res/", ""),
         ("$iothub/twin/res/a#", ""),
@@ -227,6 +231,20 @@ def test_filters_that_are_not(name: str, module_id: str) -> None:
 )
 def test_matching(name: str, topic: str, matched: bool) -> None:
     assert topics.matches(name, topic) is matched
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "concerned"),
+    [
+        ("$iothub/methods/POST/#", topics.METHODS, True),
+        ("$iothub/methods/POST/a/#", topics.METHODS, True),
+        ("$iothub/methods/POST/#", topics.DESIRED, False),
+        ("devices/d/modules/m/#", topics.devicebound_prefix("d", "m"), True),
+        ("devices/d/modules/m/inputs/#", topics.devicebound_prefix("d", "m"), False),
+    ],
+)
+def test_concerning(name: str, prefix: str, concerned: bool) -> None:
+    assert topics.concerns(name, prefix) is concerned
 
 
 def test_devicebound_as_the_clients_want_it() -> None:

@@ -258,6 +258,8 @@ _SUBSCRIBABLE: Final = (
     "$iothub/methods/POST/",
 )
 _SUBSCRIBABLE_BY_MODULES: Final = (*_SUBSCRIBABLE, "{b}/inputs/")
+# A queue is drained or not: nobody may ask for the messages with one certain bag.
+_WHOLE: Final = frozenset({"{b}/messages/devicebound/"})
 MAX_FILTER: Final = 1024
 """Characters of a filter: the longest topic that the hub sends has far fewer before its bag."""
 
@@ -274,9 +276,11 @@ def check_filter(name: str, device_id: str, module_id: str = "") -> str | None:
     own = base(device_id, module_id)
     if module_id and name == own + "/#":  # the C and C# clients' form of the inputs
         return None
-    for prefix in _SUBSCRIBABLE_BY_MODULES if module_id else _SUBSCRIBABLE:
-        prefix = prefix.replace("{b}", own)
+    for form in _SUBSCRIBABLE_BY_MODULES if module_id else _SUBSCRIBABLE:
+        prefix = form.replace("{b}", own)
         if len(name) > len(prefix) and name.startswith(prefix):
+            if form in _WHOLE and name[len(prefix) :] not in ("#", "+"):
+                return "a queue can be subscribed to as a whole only"
             return None
     return "the hub sends nothing to that filter"
 
