@@ -22,7 +22,7 @@ format: .venv/.dev    ## Put the code into its standard form
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: .venv/.dev      ## Generate docs/configuration.md and docs/cli.md from the code
+docs: .venv/.dev      ## Generate the pages of docs/ that restate the code
 	$(PY) scripts/docs.py
 
 bench: .venv/.dev     ## Measure mooring beside Mosquitto

@@ -1,4 +1,4 @@
-"""Generate the pages that restate the code: docs/configuration.md and docs/cli.md.
+"""Generate the pages of docs/ that restate the code: configuration, cli, metrics, errors.
 
 `--check` changes nothing and fails if a page is not what the code says, so that CI notices.
 """
@@ -11,6 +11,8 @@ import typer
 
 from mooring.cli import app
 from mooring.config import CONFIG_NAME, SECTIONS, SETTINGS, Config, Setting
+from mooring.errors import HubError
+from mooring.gateway.metrics import Figures, NodeCollector
 
 DOCS = Path(__file__).parent.parent / "docs"
 NOTE = "<!-- Made by `make docs` from the code; change it there. -->\n"
@@ -123,7 +125,57 @@ def _walk(command: Any, path: str) -> list[tuple[str, Any]]:
     return found
 
 
-PAGES = {"configuration.md": configuration, "cli.md": commands}
+def metrics() -> str:
+    """Every metric family of the node's own."""
+    out = [
+        "# Metrics\n",
+        NOTE,
+        "On the loopback port `listen.metrics_port` (9464): `/metrics` in Prometheus' text format,",
+        "`/healthz` (200 while the process serves at all) and `/readyz` (200 while it serves",
+        "clients, else 503 and the reasons). Beside these families there are those of",
+        "`prometheus_client` for the process, the interpreter and its garbage collector.\n",
+        "| metric | kind | labels | what it says |",
+        "|---|---|---|---|",
+    ]
+    nothing = Figures(hubs=(), ports=[], commits={}, state={})
+    for family in NodeCollector(lambda: nothing).collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in getattr(family, "_labelnames", ()))
+        out.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(out)
+
+
+def errors() -> str:
+    """Every error that a client can be told."""
+    out = [
+        "# Errors\n",
+        NOTE,
+        "What clients are told, under Azure's names. Over HTTP the name is in the header",
+        "`iothub-errorcode` and the body holds message and tracking id; over AMQP the condition",
+        "and description carry them. The log has the reason under the same tracking id. MQTT has",
+        "no way to say more than a return code: there the log is the place to look.\n",
+        "| name | code | HTTP status | AMQP condition |",
+        "|---|---|---|---|",
+    ]
+    kinds = sorted(_subclasses(HubError), key=lambda kind: (kind.number, kind.__name__))
+    out += [
+        f"| {kind.__name__} | {kind.number} | {kind.number // 1000} | `{kind.condition}` |"
+        for kind in kinds
+    ]
+    return "\n".join(out)
+
+
+def _subclasses(kind: type[HubError]) -> set[type[HubError]]:
+    found = set(kind.__subclasses__())
+    return found.union(*(_subclasses(each) for each in found))
+
+
+PAGES = {
+    "configuration.md": configuration,
+    "cli.md": commands,
+    "metrics.md": metrics,
+    "errors.md": errors,
+}
 
 
 def main() -> int:
