@@ -28,6 +28,19 @@ def tls(ca: Path) -> ssl.SSLContext:
     return context
 
 
+def connect(device: str, key: str) -> bytes:
+    token = sas.generate(key, f"localhost/devices/{device}", int(time.time()) + 3600)
+    return mqtt.encode_connect(
+        mqtt.Connect(
+            client_id=device,
+            username=f"localhost/{device}/?api-version=2021-04-12",
+            password=token.encode(),
+            clean_session=True,
+            keep_alive=60,
+        )
+    )
+
+
 class Publisher(asyncio.Protocol):
     """One device's connection with `window` messages in flight, until it is lost or stopped."""
 
@@ -59,18 +72,7 @@ class Publisher(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self.local_port = transport.get_extra_info("sockname")[1]
-        token = sas.generate(self._key, f"localhost/devices/{self.device}", int(time.time()) + 3600)
-        self._transport.write(
-            mqtt.encode_connect(
-                mqtt.Connect(
-                    client_id=self.device,
-                    username=f"localhost/{self.device}/?api-version=2021-04-12",
-                    password=token.encode(),
-                    clean_session=True,
-                    keep_alive=60,
-                )
-            )
-        )
+        self._transport.write(connect(self.device, self._key))
 
     def data_received(self, data: bytes) -> None:
         for packet in self._decoder.feed(data):
@@ -98,3 +100,34 @@ class Publisher(asyncio.Protocol):
             mqtt.encode_publish(self._topic, body(self.device, self.next), 1, packet_id)
         )
         self.next += 1
+
+
+async def report(device: str, key: str, port: int, ca: Path, patches: list[bytes]) -> int:
+    """Send patches of reported properties, each after the answer to the one before; returns the
+    local port."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=tls(ca), server_hostname="localhost"
+    )
+    decoder = mqtt.Decoder(mqtt.SESSION_LIMIT)
+
+    async def answer() -> mqtt.Packet:
+        async with asyncio.timeout(PATIENCE):
+            while not (packets := decoder.feed(await reader.read(65_536))):
+                assert not reader.at_eof()
+        (packet,) = packets
+        return packet
+
+    writer.write(connect(device, key))
+    assert await answer() == mqtt.Connack(mqtt.ACCEPTED)
+    results = mqtt.Subscribe(1, (("$iothub/twin/res/#", 0),))
+    writer.write(mqtt.encode_subscribe(results))
+    assert isinstance(await answer(), mqtt.Suback)
+    for number, patch in enumerate(patches):
+        topic = f"$iothub/twin/PATCH/properties/reported/?$rid={number}"
+        writer.write(mqtt.encode_publish(topic.encode(), patch))
+        published = await answer()
+        assert isinstance(published, mqtt.Publish)
+        assert published.topic.startswith(b"$iothub/twin/res/204/"), published
+    local_port: int = writer.get_extra_info("sockname")[1]
+    writer.close()
+    return local_port

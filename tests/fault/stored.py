@@ -52,10 +52,12 @@ class StoredDevice(NamedTuple):
     exists: bool
     tag: str | None
     commands: list[str]
+    reported: dict[str, str]
 
 
 async def stored_devices(data: Path, devices: list[str]) -> dict[str, StoredDevice]:
-    """Registry entry, the twin's tag `marker` and the queue's message ids of each device."""
+    """Registry entry, the twin's tag `marker`, the queue's message ids and the reported
+    properties of each device."""
     state = await SqliteState.open(data)
     try:
         hub = state.for_hub("localhost")
@@ -66,8 +68,9 @@ async def stored_devices(data: Path, devices: list[str]) -> dict[str, StoredDevi
                 lambda tx, ref=ref: (tx.identity(ref), tx.twin(ref), tx.commands(ref, 100))
             )
             tag = twin.tags.get("marker") if twin else None
+            reported = twin.reported if twin else {}
             ids = [command.message_id for command in commands]
-            found[device] = StoredDevice(identity is not None, tag, ids)
+            found[device] = StoredDevice(identity is not None, tag, ids, reported)
         return found
     finally:
         await state.close()

@@ -13,6 +13,7 @@ Both must find fault with a server whose fsync is switched off, or they would pr
 """
 
 import asyncio
+import json
 import re
 import ssl
 import time
@@ -31,7 +32,7 @@ from mooring.wire.amqp.performatives import Accepted
 from ..gateway.amqp_dialogue import Client
 from ..served import FREE, Served
 from .disk import Disk
-from .publisher import MARKER, Publisher, tls
+from .publisher import MARKER, Publisher, report, tls
 from .stored import check_events, events_of, stored_devices
 from .strace import Call, Strace, requires_strace
 
@@ -42,6 +43,7 @@ SINGLE = 40  # messages one at a time
 PARALLEL = 400  # messages with 16 in flight
 WRITES = 8  # devices made, each with a twin and a command, over HTTPS
 COMMANDS = 8  # over AMQP
+REPORTS = 8  # patches of reported properties over MQTT
 
 OUT = {"write", "writev", "sendto", "sendmsg"}
 IN = {"read", "recvfrom", "recvmsg"}
@@ -89,6 +91,11 @@ def record(folder: Path, *, fsync: bool) -> Recorded:
         with served.control() as http:
             key = make_device(http, DEVICE)
         single, parallel = asyncio.run(publish(served, key))
+        patches = [
+            json.dumps({f"r{number}": text("report", number) * 2}).encode()
+            for number in range(REPORTS)
+        ]
+        report_port = asyncio.run(report(DEVICE, key, served.mqtt_port, served.ca, patches))
         port, markers, devices = write_state(served)
         amqp_port, commands = asyncio.run(send_commands(served))
     finally:
@@ -102,6 +109,9 @@ def record(folder: Path, *, fsync: bool) -> Recorded:
     writes = [
         Acknowledged(text, place) for text, place in zip(markers, answers(calls, port), strict=True)
     ]
+    reports = [marker("report", number) for number in range(REPORTS)]
+    _connack, *answered = answers(calls, report_port)
+    writes += [Acknowledged(one, place) for one, place in zip(reports, answered, strict=True)]
     writes += dispositions(calls, amqp_port, commands)
     return Recorded(served.data, calls, messages, writes, [*devices, DEVICE])
 
@@ -310,15 +320,12 @@ def missing(data: Path, told: list[bytes], devices: list[str]) -> list[str]:
         return ["the databases are not there at all"] if told else []
     wrong = check_events(events_of(data), {DEVICE: numbers})
     found = asyncio.run(stored_devices(data, devices))
-    state = {device.encode() for device, one in found.items() if one.exists}
-    state |= {one.tag[: len(marker("twin", 0))].encode() for one in found.values() if one.tag}
-    state |= {
-        name[: len(marker("command", 0))].encode()
-        for one in found.values()
-        for name in one.commands
-    }
-    wanted = {one for one in told if not one.startswith(b"<pub")}
-    return wrong + [f"{one!r} was acknowledged and is lost" for one in sorted(wanted - state)]
+    state = {device for device, one in found.items() if one.exists}
+    for one in found.values():
+        values = [*one.commands, *one.reported.values(), *([one.tag] if one.tag else [])]
+        state |= {value[: value.index(">") + 1] for value in values}
+    wanted = {one.decode() for one in told if not one.startswith(b"<pub")}
+    return wrong + [f"{one} was acknowledged and is lost" for one in sorted(wanted - state)]
 
 
 # Tests ---------------------------------------------------------------------------------------
