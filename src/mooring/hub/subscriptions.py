@@ -63,20 +63,25 @@ class Subscriptions:
         self._known: OrderedDict[Ref, _Entry] = OrderedDict()
 
     async def resume(self, ref: Ref, generation_id: str) -> dict[str, int] | None:
-        """The filters, with their QoS, of the session that this identity left; None if none.
+        """Begin a session that is to be kept: the filters, with their QoS, of the one that this
+        identity left, None if there is none.
 
         To be asked before the new session counts as connected."""
         entry = await self._entry(ref)
         kept = entry.kept
-        if kept is None or kept.generation_id != generation_id:
-            return None
-        left = entry.left
-        if left is None:
-            status = await self._presence.of(ref)
-            left = 0.0 if status.connected else status.changed / 1000
-        if left and self._now() - left > self._expiry:
-            return None
-        return dict(kept.filters)
+        if kept is not None and kept.generation_id == generation_id:
+            left = entry.left
+            if left is None:
+                status = await self._presence.of(ref)
+                left = 0.0 if status.connected else status.changed / 1000
+            if not left or self._now() - left <= self._expiry:
+                entry.left = 0.0
+                return dict(kept.filters)
+        await self.discard(ref)
+        # A session without subscriptions is kept in memory only: losing it in a restart changes
+        # nothing but the answer to whether there was one.
+        self._remember(ref, _Entry(_Kept(generation_id, {}), 0.0))
+        return None
 
     async def save(self, ref: Ref, generation_id: str, filters: Mapping[str, int]) -> None:
         """Keep these for the session that there is now; durable when it returns.
@@ -85,13 +90,9 @@ class Subscriptions:
         kept = _Kept(generation_id, dict(filters))
         entry = await self._entry(ref)
         if entry.kept == kept:
-            entry.left = 0.0
             return
-        if filters or (entry.kept is not None and entry.kept.filters):
-            text = msgspec.json.encode(kept).decode()
-            await self._state.write(lambda tx: tx.put_setting(_name(ref), text))
-        # A session without subscriptions is kept in memory only: losing it in a restart changes
-        # nothing but the answer to whether there was one.
+        text = msgspec.json.encode(kept).decode() if filters else ""
+        await self._state.write(lambda tx: tx.put_setting(_name(ref), text))
         self._remember(ref, _Entry(kept, 0.0))
 
     async def discard(self, ref: Ref) -> None:

@@ -144,8 +144,9 @@ async def test_a_session_is_forgotten_after_its_time() -> None:
     device = await bench.device()
     client = await device.connect(clean_session=False)
     await client.subscribe(METHODS)
-    now += 7200  # it is connected: nothing runs out
-    client = await device.connect(clean_session=False, present=True)
+    for _ in range(2):
+        now += 7200  # it is connected: nothing runs out
+        client = await device.connect(clean_session=False, present=True)
     await client.leave()
     now += 3500
     client = await device.connect(clean_session=False, present=True)

@@ -147,13 +147,11 @@ class Connection(asyncio.Protocol):
         try:
             admission = await admit(endpoint.hubs, packet, self._transport.get_extra_info("sni"))
             store = endpoint.subscriptions(admission.hub)
-            generation = admission.principal.generation_id
             kept: dict[str, int] | None = None
             if admission.clean:
                 await store.discard(admission.ref)
             else:
-                kept = await store.resume(admission.ref, generation)
-                await store.save(admission.ref, generation, kept or {})
+                kept = await store.resume(admission.ref, admission.principal.generation_id)
         except HubError as error:
             self._refuse(packet, error)
             return

@@ -454,7 +454,9 @@ class Session:
             if not self._clean:
                 self._endpoint.leave_unacknowledged(hub, ref, sent)
         hub.sessions.close(self)
-        self._endpoint.subscriptions(hub).left(ref)
+        successor = hub.sessions.of(ref)
+        if successor is None or successor.protocol != self.protocol:
+            self._endpoint.subscriptions(hub).left(ref)
         # At a shutdown it is the server that goes; its devices have not disappeared.
         if not graceful and not isinstance(error, ServiceUnavailable):
             self._publish_will()
