@@ -197,6 +197,41 @@ def test_no_token_in_a_repr() -> None:
     assert "secret" not in repr(SaslResponse(b"secret"))
 
 
+fields = [
+    st.sampled_from(["43", "5207", "7000000107", "40", "41", "8000"]),
+    st.sampled_from(["43", "52ff", "70ffffffff", "40", "a000"]),
+    st.sampled_from(["40", "a000", "a003616263", "b000000001ff", "a1026869"]),
+    st.sampled_from(["40", "43", "7080013700"]),
+    st.sampled_from(["40", "41", "42", "5601"]),
+    st.sampled_from(["40", "41", "42", "5600"]),
+    st.sampled_from(["40", "5001", "5009"]),
+    st.sampled_from(["40", "00532445"]),
+    st.sampled_from(["40", "41", "42"]),
+    st.sampled_from(["40", "41", "42", "43"]),
+    st.sampled_from(["40", "41", "42"]),
+]
+
+
+@given(st.tuples(*fields), st.integers(0, 12), st.integers(-2, 2), st.integers(-1, 1))
+def test_the_short_way_of_transfers_agrees_with_the_long_one(
+    chosen: tuple[str, ...], count: int, more_size: int, more_count: int
+) -> None:
+    body = bytes.fromhex("".join(chosen[:count]))
+    head = bytes.fromhex("005314c0")
+    size, said = len(body) + 1 + more_size, min(count, 11) + more_count
+    if not 0 <= size < 256 or not 0 <= said < 256:
+        return
+    short = head + bytes((size, said)) + body + b"payload"
+    wide = bytes.fromhex("00800000000000000014c0") + short[4:]  # a descriptor of the long way
+    try:
+        expected, end = decode_performative(wide)
+    except WireError:
+        with pytest.raises(WireError):
+            decode_performative(short)
+    else:
+        assert decode_performative(short) == (expected, end - 7)
+
+
 # ---- frames --------------------------------------------------------------------------------
 
 

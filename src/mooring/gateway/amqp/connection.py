@@ -4,8 +4,8 @@ Rules:
 
 - Without a valid token a connection lives for `authentication_time` seconds, and has room for the
   few links that putting one takes.
-- Reading stops while SASL is being judged and while the client does not read what it is sent, so
-  that answers cannot pile up.
+- Reading stops, for any number of reasons at a time (`hold`): while SASL is being judged, while
+  the client does not read what it is sent, and while enough of what it sent waits to be handled.
 - Every link has one handler (`routes`), told when the link is gone, whoever ended it.
 - What the engine has to say is written by `flush`, once after each turn.
 - `_lost` runs once; nothing is handled after it.
@@ -56,9 +56,12 @@ CONTAINER: Final = "mooring"
 CLOSE_TIME: Final = 5.0  # seconds for the client to answer our close
 STRANGER_LINKS: Final = 16
 STRANGER_SESSIONS: Final = 4
+STRANGER_REASSEMBLY: Final = 64 * 1024
 MAX_FAILED_TOKENS: Final = 16
 
-_JUDGING, _WRITING = 1, 2  # reasons not to read
+MAX_REFUSALS: Final = 32  # links that a stranger may be refused
+
+_JUDGING, _WRITING = "judging", "writing"  # reasons not to read
 
 
 class Connection(asyncio.Protocol):
@@ -77,7 +80,11 @@ class Connection(asyncio.Protocol):
                 CONTAINER,
                 sasl.MECHANISMS,
                 idle_time_out=int(endpoint.idle_time_out * 1000),
-                limits=Limits(max_links=STRANGER_LINKS, max_sessions=STRANGER_SESSIONS),
+                limits=Limits(
+                    max_links=STRANGER_LINKS,
+                    max_sessions=STRANGER_SESSIONS,
+                    max_reassembly=STRANGER_REASSEMBLY,
+                ),
             )
         )
         self._loop = asyncio.get_running_loop()
@@ -88,7 +95,8 @@ class Connection(asyncio.Protocol):
         self._judging: asyncio.Task[None] | None = None
         self._proved: tuple[Hub, Principal] | None = None  # by SASL, before the open
         self._failed_tokens = 0
-        self._holds = 0
+        self._holds: set[object] = set()
+        self._refusals = 0
         self._reason = ""
         self._over = False
 
@@ -115,11 +123,11 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.writable = False
-        self._hold(_WRITING)
+        self.hold(_WRITING)
 
     def resume_writing(self) -> None:
         self.writable = True
-        self._release(_WRITING)
+        self.release(_WRITING)
         for session in self._engine.sessions:
             for link in list(session.links.values()):
                 if link.handler is not None and link.role is SENDER:
@@ -132,6 +140,19 @@ class Connection(asyncio.Protocol):
         data = self._engine.data_to_send()
         if data and self._transport is not None:
             self._transport.write(data)
+
+    def hold(self, reason: object) -> None:
+        """Read no more until this reason, and any other, is released."""
+        if not self._holds and self._transport is not None:
+            self._transport.pause_reading()
+        self._holds.add(reason)
+
+    def release(self, reason: object) -> None:
+        """This reason is over."""
+        if reason in self._holds:
+            self._holds.discard(reason)
+            if not self._holds and self._transport is not None:
+                self._transport.resume_reading()
 
     def authorise(self, right: "Right", resource: str) -> "Grant":
         """The grant that allows this. Raises IotHubUnauthorized, IotHubUnauthorizedAccess."""
@@ -189,7 +210,7 @@ class Connection(asyncio.Protocol):
         if event.mechanism != sasl.PLAIN:
             self._engine.sasl_outcome(SASL_OK)
             return
-        self._hold(_JUDGING)
+        self.hold(_JUDGING)
         self._judging = self._loop.create_task(self._judge(event))
 
     async def _judge(self, event: engine.SaslRequested) -> None:
@@ -209,7 +230,7 @@ class Connection(asyncio.Protocol):
             return
         self._engine.sasl_outcome(code)
         self._pump()
-        self._release(_JUDGING)
+        self.release(_JUDGING)
 
     def _on_sasl_answer(self, event: engine.SaslAnswered) -> None:
         self._engine.sasl_outcome(SASL_AUTH)  # no mechanism of ours challenges
@@ -250,6 +271,10 @@ class Connection(asyncio.Protocol):
         except MooringError as error:
             refusal = hub_error(error)
             self._log_refusal("amqp_link_refused", refusal, link, address=address[:256])
+            self._refusals += 1
+            if self._refusals > MAX_REFUSALS and not self.grants:
+                self.end(refusal)
+                return
             if found is not None and found.route.polite:
                 self._accept(link)
                 link.detach(amqp_error(refusal))
@@ -258,18 +283,18 @@ class Connection(asyncio.Protocol):
             self.grants.unbind(link)
         else:
             link.handler = handler
-            self._accept(link, credit=found.route.credit, settled=found.route.settled)
+            self._accept(link, found.route)
 
-    def _accept(self, link: Link, *, credit: int = 0, settled: bool = True) -> None:
+    def _accept(self, link: Link, route: routes.Route | None = None) -> None:
         """Complete the attach with both ends as the client wrote them, never null."""
         attach = link.attach
         assert attach is not None
         link.accept(
             source=attach.source or Source(),
             target=attach.target or Target(),
-            settled=settled,
-            max_message_size=routes.MAX_MESSAGE,
-            credit=credit,
+            settled=route is None or route.settled,
+            max_message_size=route.max_message if route is not None else routes.MAX_REQUEST,
+            credit=route.credit if route is not None else 0,
         )
 
     def _on_delivered(self, event: engine.Delivered) -> None:
@@ -326,6 +351,7 @@ class Connection(asyncio.Protocol):
             self._deadline = None
         known, limits = Limits(), self._engine.limits
         limits.max_links, limits.max_sessions = known.max_links, known.max_sessions
+        limits.max_reassembly = known.max_reassembly
 
     def _find_hub(self, hostname: str | None) -> tuple["Hub", str]:
         """The hub that the client means, and by which name it calls it. Raises IotHubNotFound.
@@ -378,17 +404,6 @@ class Connection(asyncio.Protocol):
         """The last word is said; whoever does not take it in time loses it."""
         if self._closing is None and self._transport is not None:
             self._closing = self._loop.call_later(seconds, self._transport.abort)
-
-    def _hold(self, reason: int) -> None:
-        if not self._holds and self._transport is not None:
-            self._transport.pause_reading()
-        self._holds |= reason
-
-    def _release(self, reason: int) -> None:
-        if self._holds & reason:
-            self._holds &= ~reason
-            if not self._holds and self._transport is not None:
-                self._transport.resume_reading()
 
     def _lost(self, reason: str) -> None:
         if self._over:

@@ -29,6 +29,7 @@ from mooring.wire.errors import WireError
 log = structlog.get_logger(__name__)
 
 CREDIT: Final = 32
+MAX_QUEUED: Final = 8  # messages that wait before reading stops
 ACK: Final = "iothub-ack"
 
 
@@ -44,6 +45,8 @@ class CommandSender:
 
     def delivered(self, delivery: Delivery) -> None:
         self._deliveries.append(delivery)
+        if len(self._deliveries) >= MAX_QUEUED:
+            self._connection.hold(self)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -80,6 +83,7 @@ class CommandSender:
                 delivery.link.settle([delivery], Accepted())
             self._connection.flush()
         self._task = None
+        self._connection.release(self)
 
     async def _store(self, delivery: Delivery) -> None:
         try:

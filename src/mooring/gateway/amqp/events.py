@@ -120,7 +120,8 @@ class EventReceiver:
                 # A reader that is far behind must not keep the loop from everybody else.
                 await asyncio.sleep(0)
                 return after
-        elif self._link.drain:
+        elif self._link.drain and (room > 0 or not self._link.credit):
+            # Nothing to read, or no credit left: not if only the socket or the session is full.
             self._link.drained()
             self._connection.flush()
         await self._work.wait()

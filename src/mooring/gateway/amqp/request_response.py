@@ -8,8 +8,8 @@ Rules:
 - The request is settled before the answer leaves: the C SDK takes the other order for a failure
   (device-protocols reference §3.3).
 - The answer's correlation id is the request's message id with its AMQP type.
-- Requests of a session are answered one after another; what waits is bounded by the credit of the
-  request link, and so are answers for which the client has given no credit.
+- Requests of a session are answered one after another. Reading stops while some wait; answers for
+  which the client has given no credit are bounded too.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ from mooring.wire.errors import WireError
 log = structlog.get_logger(__name__)
 
 REQUEST_CREDIT: Final = 64
+MAX_QUEUED: Final = 4  # requests that wait before reading stops
 MAX_WAITING: Final = 128
 
 
@@ -79,6 +80,8 @@ class Node:
 
     def request(self, delivery: Delivery) -> None:
         self._requests.append(delivery)
+        if len(self._requests) >= MAX_QUEUED:
+            self._connection.hold(self)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -89,6 +92,8 @@ class Node:
                 self._connection.flush()
         finally:
             self._task = None
+            self._requests.clear()
+            self._connection.release(self)
 
     async def _handle(self, delivery: Delivery) -> None:
         try:

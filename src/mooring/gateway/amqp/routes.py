@@ -35,7 +35,8 @@ from mooring.wire.amqp.messages import Message
 from mooring.wire.amqp.performatives import Error
 from mooring.wire.amqp.types import Int, Symbol
 
-MAX_MESSAGE: Final = 256 * 1024  # what a link takes: requests, and commands with their overhead
+MAX_MESSAGE: Final = 256 * 1024  # commands of 64 KiB with their overhead, or a batch of them
+MAX_REQUEST: Final = 32 * 1024  # of strangers too
 
 SENDS, RECEIVES = "sends", "receives"  # what the client does
 BOTH: Final = (SENDS, RECEIVES)
@@ -63,6 +64,7 @@ class Route(NamedTuple):
     polite: bool = False
     settled: bool = True  # how we send where the client leaves it to us
     credit: int = 0  # what a sending client is kept supplied with
+    max_message: int = MAX_REQUEST  # bytes of one message that it sends
 
 
 def _node(name: str, answer: Callable[[Opening, Message], Awaitable[Reply]]) -> Serve:
@@ -146,6 +148,7 @@ ROUTES: Final = (
         "messages/devicebound",
         CommandSender,
         credit=COMMAND_CREDIT,
+        max_message=MAX_MESSAGE,
     ),
     Route(
         ("messages", "servicebound", "feedback"),
