@@ -135,6 +135,7 @@ class Reader:
         return self.received.take_until(lambda item: item.device == device_id)
 
     def close(self) -> None:
-        self._stop()
+        if self._thread.is_alive():
+            self._stop()
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive(), "the consumer did not end"

@@ -80,16 +80,19 @@ def test_commands(mosquitto: Mosquitto, device: Account, service: IoTHubRegistry
 
 
 def test_twin(mosquitto: Mosquitto, device: Account, service: IoTHubRegistryManager) -> None:
-    answers = ("-e", "$iothub/twin/res/#", "-v", "-q", "1")
+    # mosquitto_rr takes no wildcard for the topic of the answer.
+    patched = "$iothub/twin/res/204/?$rid=1&$version=2"
     patch = ("-t", "$iothub/twin/PATCH/properties/reported/?$rid=1", "-m", '{"colour": "red"}')
-    done = mosquitto.run("mosquitto_rr", *answers, *patch)
-    assert done.stdout.strip() == "$iothub/twin/res/204/?$rid=1&$version=2"
+    done = mosquitto.run("mosquitto_rr", "-v", "-q", "1", "-e", patched, *patch)
+    assert (done.stdout.strip(), done.stderr) == (f"{patched} (null)", "")
     reported = service.get_twin(device.device_id).properties.reported
     assert reported["colour"] == "red"
 
-    done = mosquitto.run("mosquitto_rr", *answers, "-t", "$iothub/twin/GET/?$rid=2", "-m", "")
+    got = "$iothub/twin/res/200/?$rid=2"
+    get = ("-t", "$iothub/twin/GET/?$rid=2", "-n")
+    done = mosquitto.run("mosquitto_rr", "-v", "-q", "1", "-e", got, *get)
     topic, _, payload = done.stdout.strip().partition(" ")
-    assert topic == "$iothub/twin/res/200/?$rid=2"
+    assert (topic, done.stderr) == (got, "")
     assert json.loads(payload) == {
         "desired": {"$version": 1},
         "reported": {"colour": "red", "$version": 2},

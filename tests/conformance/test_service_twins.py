@@ -114,9 +114,7 @@ WRONG: dict[str, Callable[[], Twin]] = {
     "empty": lambda: desired(**{"": 1}),
     "long-key": lambda: desired(**{"k" * 1025: 1}),
     "long-value": lambda: desired(a="x" * 4097),
-    "deep": lambda: desired(
-        a={"2": {"3": {"4": {"5": {"6": {"7": {"8": {"9": {"10": {"11": 1}}}}}}}}}}
-    ),
+    "deep": lambda: desired(a=nested(12)),
     "tag-size": lambda: Twin(tags={f"t{n}": "x" * 3000 for n in range(3)}),
     "desired-size": lambda: desired(**{f"d{n}": "x" * 4000 for n in range(9)}),
     "tag-dot": lambda: Twin(tags={"a.b": 1}),
