@@ -420,9 +420,11 @@ async def _serve(config: Config, data: Path, started: Callable[[Node], None]) ->
         return
     finally:
         opening = None
-    started(node)
-    await ending.wait()
-    await node.close()
+    try:
+        started(node)
+        await ending.wait()
+    finally:
+        await node.close()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -105,7 +105,7 @@ class Control:
         # Azure's body repeats the code in front: "ErrorCode:DeviceNotFound;text".
         code = code or (text.split(";")[0].removeprefix("ErrorCode:") if ";" in text else "")
         text = text.removeprefix(f"ErrorCode:{code};").strip() or code
-        said = f"{text} ({code})" if code and code not in text else text
+        said = f"{code}: {text}" if code and code not in text else text
         advice = _ADVICE.get(code)
         return Refused(
             f"{said}; {advice}" if advice else said, status=response.status_code, code=code
