@@ -1,0 +1,70 @@
+"""The log: what a line holds, in either form."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from mooring import log
+from mooring.config import Log
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """Other tests log as if nothing had been set up."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def test_one_json_object_a_line() -> None:
+    out = io.StringIO()
+    log.set_up(Log(), out)
+    structlog.get_logger("mooring.test").warning("refused", tracking_id="t", device="d1")
+    (line,) = out.getvalue().splitlines()
+    entry = json.loads(line)
+    assert entry.pop("time").endswith("Z")
+    assert entry == {"event": "refused", "level": "warning", "tracking_id": "t", "device": "d1"}
+
+
+def test_an_exception_is_one_line_too() -> None:
+    out = io.StringIO()
+    log.set_up(Log(), out)
+    try:
+        raise ValueError("because")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    (line,) = out.getvalue().splitlines()
+    assert "ValueError: because" in json.loads(line)["exception"]
+
+
+def test_libraries_log_in_the_same_form() -> None:
+    out = io.StringIO()
+    log.set_up(Log(), out)
+    logging.getLogger("some.library").warning("took %d s", 3)
+    entry = json.loads(out.getvalue())
+    assert (entry["event"], entry["logger"]) == ("took 3 s", "some.library")
+
+
+def test_the_level_holds() -> None:
+    out = io.StringIO()
+    log.set_up(Log(level="warning"), out)
+    structlog.get_logger().info("chatter")
+    logging.getLogger("some.library").info("chatter")
+    assert out.getvalue() == ""
+
+
+def test_console_lines_are_for_people() -> None:
+    out = io.StringIO()
+    log.set_up(Log(format="console"), out)
+    structlog.get_logger().info("serving", hub="localhost")
+    text = out.getvalue()
+    assert "serving" in text
+    assert "hub=localhost" in text
+    assert not text.startswith("{")
