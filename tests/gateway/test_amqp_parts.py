@@ -33,6 +33,7 @@ ADDRESSES = [
     ("/devices/a%2Fb/x/", [("devices", "a/b", "x")]),
     ("hub/messages/events", [("hub", "messages", "events"), ("messages", "events")]),
     ("/hub/messages", [("hub", "messages")]),
+    ("$cbs/x", [("$cbs", "x")]),
     ("", [()]),
 ]
 

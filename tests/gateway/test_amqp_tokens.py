@@ -190,6 +190,20 @@ async def test_a_devices_token_counts_but_opens_nothing_here() -> None:
         client.close()
 
 
+async def test_more_tokens_than_a_connection_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mooring.gateway.amqp.grants.MAX_TOKENS", 2)
+    async with serving() as served:
+        client = await served.client()
+        for policy, expected in (
+            ("service", 200),
+            ("device", 200),
+            ("iothubowner", 403),
+            ("service", 200),
+        ):
+            assert status(await client.put_token(served.token(policy))) == expected
+        client.close()
+
+
 async def test_who_puts_no_token_is_sent_away() -> None:
     async with serving(authentication_time=0.2) as served:
         client = await served.client()

@@ -259,7 +259,7 @@ class Connection(asyncio.Protocol):
         found = None
         try:
             client = routes.RECEIVES if link.role is SENDER else routes.SENDS
-            found = routes.find(address, client, self.hub)
+            found = routes.find(address, client, self._is_host)
             if found.route.right is not None:
                 self.grants.bind(link, found.route.right, found.resource)
             opening = Opening(self, self.hub, link, found.captures, address)
@@ -370,6 +370,9 @@ class Connection(asyncio.Protocol):
                 "Unauthorized", reason="the open's hostname and SNI are of different hubs"
             )
         return known[0]
+
+    def _is_host(self, text: str) -> bool:
+        return self.hub is not None and self.endpoint.hubs.find(text) is self.hub
 
     def _sni(self) -> str | None:
         if self._transport is None:

@@ -74,6 +74,7 @@ class CommandSender:
                 refusal = hub_error(failure)
                 log.warning(
                     "command_refused",
+                    peer=self._connection.peer,
                     error=refusal.name,
                     reason=refusal.reason,
                     tracking_id=refusal.tracking_id,

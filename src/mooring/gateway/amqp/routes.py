@@ -28,7 +28,6 @@ from mooring.gateway.amqp.handler import Handler, Opening
 from mooring.gateway.amqp.refusals import TRACKING_ID
 from mooring.gateway.amqp.request_response import REQUEST_CREDIT, Node, Reply
 from mooring.hub.access import EVENTS_PATH
-from mooring.hub.hub import Hub
 from mooring.hub.policies import Right
 from mooring.wire.amqp import conditions
 from mooring.wire.amqp.messages import Message
@@ -177,13 +176,12 @@ class Found(NamedTuple):
         return self.route.resource.format_map(self.captures)
 
 
-def find(address: str, client: str, hub: Hub) -> Found:
-    """The entry for an address and what the client does there.
+def find(address: str, client: str, is_host: Callable[[str], bool]) -> Found:
+    """The entry for an address and what the client does there; `is_host` knows the hub's names.
 
     Raises AmqpAddressNotFound, and GenericMethodNotAllowed for the wrong direction."""
     wrong_way = False
-    hosts = {hub.name, *hub.aliases}
-    for segments in readings(address, lambda text: text.lower() in hosts):
+    for segments in readings(address, is_host):
         for route in ROUTES:
             captures = match(route.pattern, segments)
             if captures is None:

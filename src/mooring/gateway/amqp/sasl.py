@@ -63,10 +63,13 @@ def _parts(response: bytes) -> tuple[str, str]:
 
 
 def _find(label: str, hubs: "Hubs", hosts: tuple[str | None, ...]) -> "Hub | None":
+    exact = hubs.find(label) if label else None
+    if exact is not None:
+        return exact
     candidates = [
         hub
         for hub in hubs
-        if any(name == label or name.startswith(f"{label}.") for name in (hub.name, *hub.aliases))
+        if any(name.startswith(f"{label}.") for name in (hub.name, *hub.aliases))
     ]
     for host in hosts:
         named = hubs.find(host) if host else None

@@ -94,5 +94,8 @@ class FrameDecoder:
             raise WireError("frame's data offset is outside the frame")
         if kind not in (TYPE_AMQP, TYPE_SASL):
             raise WireError("unknown frame type")
+        body = bytes(self._buffer[at + offset * 4 : at + size])
         self._at = at + size
-        return Frame(kind, channel, bytes(self._buffer[at + offset * 4 : at + size]))
+        if self._at == len(self._buffer):  # an idle connection keeps no chunk
+            self._buffer, self._at = b"", 0
+        return Frame(kind, channel, body)

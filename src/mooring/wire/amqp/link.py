@@ -302,9 +302,11 @@ class Link:
 
         An empty tag stands for one made of the delivery id; others must be unique while unsettled.
         """
-        if self.sendable <= 0:
-            return None
         settled = self.settled if settled is None else settled
+        if self.state is not LinkState.ATTACHED or self.credit <= 0:
+            return None
+        if self.session.sendable(settled) <= 0:
+            return None
         delivery_id = self.session.next_delivery_id
         outgoing = Outgoing(self, delivery_id, tag or delivery_id.to_bytes(4, "big"))
         if not settled:
