@@ -217,3 +217,36 @@ async def test_a_flipped_bit_inside_the_wal_is_reported_and_the_wal_kept(tmp_pat
     (kept,) = [path for path in wal.parent.iterdir() if "damaged" in path.name]
     assert kept.read_bytes() == bytes(content)
     await log.close()
+
+
+async def test_a_damaged_head_of_the_last_batch_does_not_give_its_numbers_away(tmp_path):
+    log = await reopen(tmp_path)
+    for number in range(3):
+        await put(log, 0, b"%d" % number)
+    await log.close()
+    with sqlite3.connect(name(tmp_path)) as connection:
+        connection.execute("UPDATE batches SET count = 7 WHERE id IN (0, 2)")
+    connection.close()
+    log = await reopen(tmp_path)
+    assert log.info(0).first_sequence_number == 0
+    assert log.info(0).last_sequence_number == 2
+    with capture_logs(), pytest.raises(CorruptRecord):
+        await log.read(0, 1, max_events=9, max_bytes=999)
+    await put(log, 0, b"3")
+    assert [event.sequence_number for event in await read_all(log, 0, after=2)] == [3]
+    assert [
+        event.sequence_number for event in await log.read(0, 0, max_events=9, max_bytes=99)
+    ] == [1]
+    await log.close()
+
+
+async def test_without_a_note_of_the_end_a_damaged_last_batch_is_refused(tmp_path):
+    log = await reopen(tmp_path)
+    await put(log, 0, b"0")
+    await log.close()
+    with sqlite3.connect(name(tmp_path)) as connection:
+        connection.execute("UPDATE batches SET count = 7")
+        connection.execute("DELETE FROM ends")
+    connection.close()
+    with pytest.raises(CorruptRecord, match="end of the log is unknown"):
+        await reopen(tmp_path)

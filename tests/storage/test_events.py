@@ -486,3 +486,26 @@ async def test_what_is_no_database_is_refused(tmp_path: Path):
     (tmp_path / "events/localhost.db").write_bytes(b"not a database at all" * 1000)
     with pytest.raises(CorruptRecord, match="event log localhost"):
         await SqliteEventLog.open(tmp_path, "localhost")
+
+
+async def test_the_write_ahead_log_stays_small_under_load_and_readers(tmp_path):
+    log = await SqliteEventLog.open(tmp_path, "localhost", fsync=False, cache_bytes=1)
+    wal = tmp_path / "events/localhost.db-wal"
+    reading = True
+
+    async def walk() -> None:
+        after = -1
+        while reading:
+            events = await log.read(0, after, max_events=50, max_bytes=1 << 20)
+            after = events[-1].sequence_number if events else -1
+            await asyncio.sleep(0)
+
+    readers = [asyncio.create_task(walk()) for _ in range(3)]
+    sizes = []
+    for _ in range(60):
+        await put(log, 0, *[bytes(10_000)] * 100)
+        sizes.append(wal.stat().st_size)
+    reading = False
+    await asyncio.gather(*readers)
+    assert max(sizes) < 4 * log_module.CHECKPOINT_BYTES  # 60 MB went through
+    await log.close()

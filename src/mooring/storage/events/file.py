@@ -123,7 +123,7 @@ class EventWriter:
             self._connection.execute("PRAGMA journal_mode = WAL")
             wal.report_damage(self.path, self._connection, frames)
             # What a checkpoint left unused of the WAL is given back above this size.
-            self._connection.execute("PRAGMA journal_size_limit = 67108864")
+            self._connection.execute("PRAGMA journal_size_limit = 33554432")
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if self._fsync else 'OFF'}")
             self._prepare(partitions, now_ms)
             self._find_ends()
@@ -163,29 +163,38 @@ class EventWriter:
                 (key(partition, 0), key(partition + 1, 0) - 1),
             ).fetchone()
             if found:
-                head = Head(*found)
-                if not head.is_intact():
-                    raise CorruptBatch(
-                        partition, head.first, head.first,
-                        "the head of the last batch fails its checksum, so that the end of the "
-                        "log is unknown; restore the file from a backup",
-                    )  # fmt: skip
-                if head.last + 1 > end.next_sequence:
-                    end = End(head.last + 1, head.next_offset, head.last_offset, head.enqueued_ms)
+                end = self._after(partition, Head(*found), end)
             self.ends.append(end)
             self.begins.append(self._begin(partition))
             self.floors.append(self.begins[-1].sequence)
 
+    @staticmethod
+    def _after(partition: int, last: Head, noted: End) -> End:
+        """The end of a partition by its last row, or by what was noted if that says more."""
+        if last.is_intact():
+            if last.last < noted.next_sequence:
+                return noted
+            return End(last.last + 1, last.next_offset, last.last_offset, last.enqueued_ms)
+        if last.first < noted.next_sequence:
+            return noted
+        raise CorruptBatch(
+            partition, last.first, last.first,
+            "the head of the last batch fails its checksum, so that the end of the log is "
+            "unknown; restore the file from a backup",
+        )  # fmt: skip
+
     def _begin(self, partition: int) -> Bounds:
-        row = self._connection.execute(
-            _HEAD + " WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 1",
-            (key(partition, 0), key(partition + 1, 0) - 1),
-        ).fetchone()
-        if row is None:
-            end = self.ends[partition]
-            return Bounds(end.next_sequence, end.next_offset, end.last_ms)
-        head = Head(*row)
-        return Bounds(head.first, head.first_offset, head.enqueued_ms)
+        end = self.ends[partition]
+        rows = self._connection.execute(
+            _HEAD + " WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?",
+            (key(partition, 0), key(partition + 1, 0) - 1, TRIM_BATCHES),
+        ).fetchall()
+        heads = [Head(*row) for row in rows]
+        for head in heads:
+            if head.is_intact():
+                return Bounds(heads[0].first, head.first_offset, head.enqueued_ms)
+        first = heads[0].first if heads else end.next_sequence
+        return Bounds(first, end.next_offset, end.last_ms)
 
     def commit(self, records: dict[int, list[bytes]], now_ms: int) -> list[Batch]:
         """Write the records of each partition; when it returns they are on disk.
