@@ -125,6 +125,20 @@ async def test_a_full_queue_gives_way_where_it_has_expired(world: World) -> None
         await world.send("newer")
 
 
+async def test_a_full_queue_gives_way_where_a_lock_has_run_out_as_well(world: World) -> None:
+    for n in range(50):
+        await world.send(str(n), ack="full", expires=int(NOW + 10) * 1000 if n < 1 else 0)
+    token = await world.token()
+    world.time += 59
+    with pytest.raises(DeviceMaximumQueueDepthExceeded):
+        await world.send("more")
+    world.time += 1
+    await world.send("more")
+    assert world.outcomes == [("0", "Expired")]
+    with pytest.raises(DeviceMessageLockLost):
+        await world.commands.complete(token)
+
+
 @pytest.mark.parametrize("seconds", [-1, 0, 2 * 86400 + 1])
 async def test_expiry_times_out_of_range(world: World, seconds: int) -> None:
     with pytest.raises(InvalidMessageExpiryTime):

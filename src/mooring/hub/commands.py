@@ -222,6 +222,8 @@ class Commands:
                 "The message's expiry time has passed, or is more than"
                 f" {settings.c2d_max_ttl} seconds away."
             )
+        # A lock that has run out holds no place, whether or not the sweeper has been here since.
+        self._wake_all(self._locks.expire())
         locked = self._locks.held(ref)
 
         def unit(tx: "Tx") -> tuple[Command, list[_Key], int]:
