@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import structlog
@@ -68,3 +69,48 @@ def test_console_lines_are_for_people() -> None:
     assert "serving" in text
     assert "hub=localhost" in text
     assert not text.startswith("{")
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_tracebacks_show_no_variables(form: Literal["console", "json"]) -> None:
+    out = io.StringIO()
+    log.set_up(Log(format=form), out)
+    try:
+        _fail("s" + "ecret")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+        logging.getLogger("some.library").exception("failed too")
+    text = out.getvalue()
+    assert text.count("ValueError: because") == 2
+    assert "secret" not in text
+
+
+def _fail(key: str) -> None:
+    """Its argument stands in no line of source that a traceback quotes."""
+    raise ValueError("because") if key else AssertionError
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_what_strangers_send_cannot_forge_a_line_or_speak_to_the_terminal(
+    form: Literal["console", "json"],
+) -> None:
+    out = io.StringIO()
+    log.set_up(Log(format=form), out)
+    structlog.get_logger().info("refused", reason="x\x1b[2Jx", device="a\nb", tracking_id="t")
+    logging.getLogger("some.library").warning("about %s", "a\nb\x1b[2J")
+    try:
+        raise ValueError("a\x1b[2Jb")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    text = out.getvalue()
+    assert "\x1b" not in text
+    assert "a\nb" not in text
+
+
+def test_a_log_that_cannot_be_written_stops_nobody() -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    log.set_up(Log(), Full())
+    structlog.get_logger().error("state_unavailable")
