@@ -205,6 +205,11 @@ class Feedback(Section, frozen=True, kw_only=True):
     max_delivery_count: Annotated[
         int, Meta(ge=1, le=100), _about("Deliveries before a batch is dropped.")
     ] = 100
+    batch_interval: Annotated[
+        float,
+        Meta(ge=1, le=300),
+        _about("Time between two batches, unless 64 records wait for the next one already."),
+    ] = 15.0
 
 
 class Storage(Section, frozen=True, kw_only=True):

@@ -380,6 +380,7 @@ def _hub_settings(config: Config) -> HubSettings:
         feedback_ttl=config.feedback.ttl,
         feedback_lock=config.feedback.lock_duration,
         feedback_max_delivery_count=config.feedback.max_delivery_count,
+        feedback_batch_interval=config.feedback.batch_interval,
     )
 
 

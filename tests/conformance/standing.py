@@ -18,6 +18,7 @@ class Hub(Served):
             folder,
             *("--amqp-plain-port", str(PLAIN_AMQP_PORT), "--log-format", "json"),
             ports=STANDARD,
+            environ={"MOORING_FEEDBACK_BATCH_INTERVAL": "2"},
         )
         self._strings: dict[tuple[str | None, bool, bool], str] = {}
 

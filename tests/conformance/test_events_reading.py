@@ -121,7 +121,7 @@ async def test_only_new_events(
     client = aio.clients[0]
     while opened.received.is_empty:  # it is not said when the link stands
         await client.send_message("new")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)  # the blocking client collects until nothing comes for 0.2 s
     assert opened.take_from(device.device_id).text == "new"
 
 

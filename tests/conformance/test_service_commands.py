@@ -18,7 +18,7 @@ from .flavours import Flavour
 from .service_http import authorization
 from .standing import Hub
 
-FEEDBACK_PATIENCE = 45.0  # records are sent in batches, one each 15 seconds at least
+FEEDBACK_PATIENCE = 45.0  # records are sent in batches, by default one each 15 seconds
 
 
 class FeedbackTap:
