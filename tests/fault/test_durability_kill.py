@@ -65,7 +65,7 @@ def test_twenty_kills_lose_nothing_that_was_acknowledged(
             if not account.keys:
                 make_publishers(served, account)
             before = sum(map(len, account.messages.values()))
-            asyncio.run(load_until_killed(served, account, chance.uniform(0.05, 0.3)))
+            asyncio.run(load_until_killed(served, account, chance))
         finally:
             served.kill()
         stored = asyncio.run(check_files(served.data, account))
@@ -91,7 +91,7 @@ def make_publishers(served: Served, account: Account) -> None:
             account.next[device] = 0
 
 
-async def load_until_killed(served: Served, account: Account, seconds: float) -> None:
+async def load_until_killed(served: Served, account: Account, chance: random.Random) -> None:
     loop = asyncio.get_running_loop()
     publishers = []
     for device, key in account.keys.items():
@@ -102,7 +102,9 @@ async def load_until_killed(served: Served, account: Account, seconds: float) ->
         publishers.append(publisher)
     writing = [asyncio.create_task(write(served, account)) for _ in range(3)]
     # From a thread, or the loop would never be in the middle of something.
-    killing = loop.run_in_executor(None, kill_after, served, seconds)
+    killing = loop.run_in_executor(
+        None, kill_after, served, publishers, chance.randrange(1, 3000), chance.uniform(0, 0.01)
+    )
     await asyncio.gather(*(publisher.ended for publisher in publishers))
     await killing
     for task in writing:
@@ -113,7 +115,14 @@ async def load_until_killed(served: Served, account: Account, seconds: float) ->
         account.next[publisher.device] = publisher.next
 
 
-def kill_after(served: Served, seconds: float) -> None:
+def kill_after(
+    served: Served, publishers: list[Publisher], acknowledged: int, seconds: float
+) -> None:
+    """Kill it some moment after so many messages of this life were acknowledged."""
+    deadline = time.monotonic() + STALLED
+    while sum(len(publisher.acknowledged) for publisher in publishers) < acknowledged:
+        assert time.monotonic() < deadline, "publishing does not go on"
+        time.sleep(0.001)
     time.sleep(seconds)
     assert served.process is not None
     served.process.kill()
