@@ -476,3 +476,10 @@ async def test_the_local_operator_may_do_everything(hub: Hub) -> None:
 async def test_the_repr_of_a_principal_shows_no_digest(hub: Hub) -> None:
     principal = await hub.access.connect(D1, await token_of(hub, D1))
     assert repr(principal.key_digest) not in repr(principal)
+
+
+async def test_a_name_that_nobody_can_have_is_not_repeated_in_the_log(hub: Hub) -> None:
+    token = await token_of(hub, D1)
+    with pytest.raises(IotHubUnauthorized) as refusal:
+        await hub.access.connect(Ref("d" * 60_000), token)
+    assert len(refusal.value.reason) < 200

@@ -413,6 +413,12 @@ async def test_what_is_remembered_has_a_limit(registry: Registry, state: MemoryS
     assert state.reads == reads + 1
 
 
+async def test_names_that_nobody_can_have_are_not_remembered(registry: Registry) -> None:
+    for ref in (Ref("d" * 129), Ref("a/b"), Ref("d1", "m" * 129), Ref("")):
+        assert await registry.lookup(ref) is None
+        assert not registry.remembers(ref)
+
+
 async def test_a_load_that_a_write_overtook_is_not_remembered(
     registry: Registry, state: MemoryState
 ) -> None:

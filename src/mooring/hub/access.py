@@ -236,6 +236,10 @@ class Access:
         )
 
     async def _by_identity(self, claim: "_Claim", ref: Ref, revision: int) -> Principal:
+        if not ref.is_possible:
+            raise IotHubUnauthorized(
+                _NOT_THIS_DEVICE, reason="the name claimed is not one that an identity can have"
+            )
         asked = (ref, Ref(ref.device_id)) if ref.module_id else (ref,)
         remembered = [one for one in asked if self._registry.remembers(one)]
         found = [await self._registry.lookup(one) for one in asked]

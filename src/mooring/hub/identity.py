@@ -42,6 +42,14 @@ class Ref(NamedTuple):
             return f"devices/{self.device_id}/modules/{self.module_id}"
         return f"devices/{self.device_id}"
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether an identity can have this name; clients may claim any."""
+        return (
+            ID_PATTERN.fullmatch(self.device_id) is not None
+            and ID_PATTERN.fullmatch(self.module_id or self.device_id) is not None
+        )
+
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """One registry entry. Times are milliseconds since 1970 UTC, 0 meaning never."""

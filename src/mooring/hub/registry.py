@@ -135,7 +135,8 @@ class Registry:
         identity = self._found.get(ref)
         if identity is not None:
             return identity
-        if self._absent.get(ref):
+        # Strangers choose what is absent: what is remembered of it is no longer than an id.
+        if self._absent.get(ref) or not ref.is_possible:
             return None
         task = self._loading.get(ref)
         if task is None:
