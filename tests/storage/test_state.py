@@ -469,3 +469,31 @@ async def test_a_large_registry_is_listed_in_pages(tmp_path):
         assert await hub.read(lambda tx: tx.counts()) == (1000, 750, 250)
         page = await hub.read(lambda tx: tx.devices(300, "d0299"))
         assert [one.device_id for one in page] == [f"d{n:04}" for n in range(300, 600)]
+
+
+async def test_a_row_that_cannot_be_found_any_more_is_reported_after_the_start(tmp_path):
+    async with opened(tmp_path) as state:
+        hub = state.for_hub("localhost")
+        for name in ("aaa", "bbb", "ccc"):
+            await hub.write(lambda tx, n=name: tx.put_identity(device(n)))
+            await hub.write(lambda tx, n=name: tx.put_twin(Twin(device_id=n)))
+    content = (tmp_path / "state.db").read_bytes()
+    # In the table the key stands before the document, in the index it does not.
+    at = content.index(b"localhostbbb{")
+    (tmp_path / "state.db").write_bytes(content[: at + 9] + b"bzb" + content[at + 12 :])
+    with capture_logs() as logs:
+        async with opened(tmp_path):
+            while not logs:
+                await asyncio.sleep(0.001)
+    assert {entry["event"] for entry in logs} == {"corrupt_database"}
+    assert "missing from index" in logs[0]["reason"]
+
+
+async def test_a_sound_database_is_examined_without_a_word(tmp_path):
+    with capture_logs() as logs:
+        for _ in range(3):
+            async with opened(tmp_path) as state:
+                await state._examination._worker.call(lambda: None)
+            async with opened(tmp_path):
+                pass  # closed while it is examined
+    assert logs == []

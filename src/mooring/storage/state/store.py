@@ -27,6 +27,7 @@ from ..folder import DataFolder, make_private_directory, make_private_file
 from ..vault import KEY_NAME, Vault
 from ..worker import Worker
 from . import sqlite, tables
+from .examination import Examination
 from .schema import migrate
 from .tx import SqlTx
 
@@ -146,6 +147,7 @@ class SqliteState:
         self._reader = _Lane("state-reader", self._look)
         self._writing: sa.Connection
         self._reading: sa.Connection
+        self._examination: Examination
 
     @classmethod
     async def open(cls, folder: DataFolder | Path | str, *, fsync: bool = True) -> "SqliteState":
@@ -170,6 +172,7 @@ class SqliteState:
             if isinstance(error, exc.DatabaseError):
                 raise CorruptRecord(f"{path}: {error.orig}") from error
             raise
+        self._examination = Examination(path)
         return self
 
     def for_hub(self, name: str) -> "HubState":
@@ -181,6 +184,7 @@ class SqliteState:
         if self._closed:
             return
         self._closed = True
+        await self._examination.stop()
         await self._reader.close()
         await self._reader.worker.call(self._close_reader)
         await self._reader.worker.stop()
