@@ -264,3 +264,17 @@ class ServiceUnavailable(HubError):
 
 class GatewayTimeout(HubError):
     number, condition = 504101, "com.microsoft:timeout"
+
+
+# All of them --------------------------------------------------------------------------------
+
+
+def hub_error(error: MooringError) -> HubError:
+    """What a client is told of any of these errors; `reason` has the details for the log."""
+    if isinstance(error, HubError):
+        return error
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, Unavailable):
+        return ServiceUnavailable("The service is unavailable. Try again.", reason=reason)
+    # A damaged record, first of all: reported, and never served.
+    return ServerError("An unexpected error", reason=reason)

@@ -18,7 +18,8 @@ from mooring.gateway.http.app import build_app
 from mooring.gateway.http.operations import OPERATIONS
 from mooring.hub.hub import Hub
 from mooring.hub.hubs import Hubs
-from mooring.hub.identity import Ref
+from mooring.hub.identity import Identity, Ref
+from mooring.hub.registry import IdentityRequest
 from mooring.hub.settings import HubSettings
 from mooring.wire import sas
 
@@ -359,6 +360,29 @@ async def test_bulk_that_fails_in_part(ask: Ask, state: MemoryState) -> None:
     assert (await ask("POST", "/devices", json=[item])).status_code == 200
     stale = await ask("POST", "/devices", json=[{**item, "importMode": "deleteIfMatchETag"}])
     assert stale.json()["errors"][0]["errorCode"] == "PreconditionFailed"
+
+
+async def test_bulk_whose_disk_fills_up_tells_what_was_done(
+    ask: Ask, hub: Hub, state: MemoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = hub.registry.create
+
+    async def until_full(request: IdentityRequest) -> Identity:
+        state.failing = request.device_id == "b2"
+        if request.device_id == "b3":
+            raise CorruptRecord("identity b3: the checksum does not match")
+        return await create(request)
+
+    monkeypatch.setattr(hub.registry, "create", until_full)
+    items = [{"id": f"b{number}", "importMode": "create"} for number in (1, 2, 3, 4)]
+    answer = await ask("POST", "/devices", json=items)
+    assert answer.status_code == 400
+    assert [(one["deviceId"], one["errorCode"]) for one in answer.json()["errors"]] == [
+        ("b2", "ServiceUnavailable"),
+        ("b3", "ServerError"),
+    ]
+    assert "checksum" not in answer.text
+    assert set(state.tables.identities) == {Ref("b1"), Ref("b4")}
 
 
 async def test_bulk_twins(ask: Ask, state: MemoryState) -> None:

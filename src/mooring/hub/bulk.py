@@ -2,7 +2,9 @@
 
 Rules (service-apis reference §1.4). An item names a device or a module once. Items are worked off
 in order, so that a module may follow its device. A twin that comes with a new identity is written
-after it: if that fails the identity stays, and the answer holds a warning instead of an error.
+after it: if that fails the identity stays, and the answer holds a warning instead of an error. A
+full disk and a damaged record fail an item like anything else: those before it have been done, and
+only an answer can tell which.
 """
 
 from collections import Counter
@@ -16,6 +18,8 @@ from mooring.errors import (
     DeviceDefinedMultipleTimes,
     GenericRequestEntityTooLarge,
     HubError,
+    MooringError,
+    hub_error,
 )
 
 from .identity import Identity, Ref
@@ -97,8 +101,8 @@ class Bulk:
                 if not mode:
                     raise ArgumentInvalid(f"importMode is one of {', '.join(MODES)}")
                 warning = await self._do(mode, item)
-            except HubError as error:
-                failure = Failure(ref=ref, operation=mode or "unknown", error=error)
+            except MooringError as error:
+                failure = Failure(ref=ref, operation=mode or "unknown", error=hub_error(error))
                 outcome.errors.append(failure)
             else:
                 if warning is not None:
@@ -112,8 +116,8 @@ class Bulk:
         for ref in refs:
             try:
                 rotation.rotated.append(await self._registry.regenerate_keys(ref, slot))
-            except HubError as error:
-                failure = Failure(ref=ref, operation="regenerateKeys", error=error)
+            except MooringError as error:
+                failure = Failure(ref=ref, operation="regenerateKeys", error=hub_error(error))
                 rotation.errors.append(failure)
         return rotation
 
@@ -148,8 +152,8 @@ class Bulk:
             return None
         try:
             await self._twins.replace(request.ref, _twin(item))
-        except HubError as error:
-            return error
+        except MooringError as error:
+            return hub_error(error)
         return None
 
 

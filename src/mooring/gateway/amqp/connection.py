@@ -22,11 +22,12 @@ from mooring.errors import (
     IotHubUnauthorized,
     MooringError,
     ServerError,
+    hub_error,
 )
 from mooring.gateway.amqp import routes, sasl
 from mooring.gateway.amqp.grants import Grants
 from mooring.gateway.amqp.handler import Handler, Opening
-from mooring.gateway.amqp.refusals import amqp_error, hub_error
+from mooring.gateway.amqp.refusals import amqp_error
 from mooring.gateway.amqp.request_response import Node
 from mooring.hub.hosts import bare_host
 from mooring.wire.amqp import engine_events as engine

@@ -11,9 +11,15 @@ from typing import Any, Final
 
 import structlog
 
-from mooring.errors import ArgumentInvalid, DeserializationError, MooringError, ServerError
+from mooring.errors import (
+    ArgumentInvalid,
+    DeserializationError,
+    MooringError,
+    ServerError,
+    hub_error,
+)
 from mooring.gateway.amqp.handler import Opening
-from mooring.gateway.amqp.refusals import amqp_error, hub_error
+from mooring.gateway.amqp.refusals import amqp_error
 from mooring.hub.commands import Command
 from mooring.wire.amqp.engine_events import Disposed
 from mooring.wire.amqp.link import Delivery

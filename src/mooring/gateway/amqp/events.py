@@ -21,11 +21,11 @@ from mooring.errors import (
     HubError,
     MooringError,
     ServerError,
+    hub_error,
 )
 from mooring.gateway.amqp import selector
 from mooring.gateway.amqp.handler import Opening
 from mooring.gateway.amqp.readers import Place
-from mooring.gateway.amqp.refusals import hub_error
 from mooring.wire.amqp.engine_events import Disposed
 from mooring.wire.amqp.link import Delivery, LinkState
 from mooring.wire.amqp.messages import encode_delivery_annotations

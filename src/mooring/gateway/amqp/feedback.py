@@ -11,9 +11,9 @@ from typing import Final
 
 import structlog
 
-from mooring.errors import MooringError, ServerError
+from mooring.errors import MooringError, ServerError, hub_error
 from mooring.gateway.amqp.handler import Opening
-from mooring.gateway.amqp.refusals import amqp_error, hub_error
+from mooring.gateway.amqp.refusals import amqp_error
 from mooring.hub.feedback import CONTENT_TYPE, FeedbackBatch
 from mooring.wire.amqp.engine_events import Disposed
 from mooring.wire.amqp.link import Delivery, LinkState, Outgoing

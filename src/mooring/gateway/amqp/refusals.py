@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from mooring.errors import CorruptRecord, HubError, MooringError, ServerError, ServiceUnavailable
+from mooring.errors import HubError
 from mooring.wire.amqp import conditions
 from mooring.wire.amqp.performatives import Error
 from mooring.wire.amqp.types import Int, Symbol
@@ -42,12 +42,3 @@ def amqp_error(error: HubError) -> Error:
     ).decode()
     info: dict[Any, Any] = {TRACKING_ID: error.tracking_id, ERROR_CODE: Int(error.number)}
     return Error(error.condition, description, info)
-
-
-def hub_error(error: MooringError) -> HubError:
-    """Any error of ours as one that may leave the server."""
-    if isinstance(error, HubError):
-        return error
-    if isinstance(error, CorruptRecord):
-        return ServerError("The stored events cannot be read.", reason=str(error))
-    return ServiceUnavailable("The service is unavailable. Try again.", reason=str(error))

@@ -19,9 +19,9 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from mooring.errors import MooringError, ServerError
+from mooring.errors import MooringError, ServerError, hub_error
 from mooring.gateway.amqp.handler import Opening
-from mooring.gateway.amqp.refusals import amqp_error, hub_error
+from mooring.gateway.amqp.refusals import amqp_error
 from mooring.wire.amqp import conditions
 from mooring.wire.amqp.engine_events import Disposed
 from mooring.wire.amqp.link import Delivery, Link, LinkState

@@ -20,6 +20,7 @@ from mooring.errors import (
     IotHubNotFound,
     IotHubUnauthorized,
     MooringError,
+    hub_error,
 )
 from mooring.hub.access import Principal, local_operator
 from mooring.hub.hub import Hub
@@ -28,7 +29,7 @@ from mooring.hub.policies import Right
 
 from . import operations
 from .call import Call, attach
-from .errors import as_hub_error, body_of, headers_of, note
+from .errors import body_of, headers_of, note
 from .replies import JSON
 
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?")
@@ -55,8 +56,8 @@ class Door:
         send = _with_request_id(send, call.request_id)
         try:
             inner = await self._admit(scope, call)
-        except (HubError, MooringError) as refusal:
-            error = as_hub_error(refusal)
+        except MooringError as refusal:
+            error = hub_error(refusal)
             note(error, scope, refusal)
             await _refuse(send, error)
             return

@@ -24,8 +24,7 @@ from mooring.errors import (
     HubError,
     MooringError,
     ServerError,
-    ServiceUnavailable,
-    Unavailable,
+    hub_error,
 )
 
 from .call import call_of
@@ -82,13 +81,8 @@ def note(error: HubError, scope: Scope, cause: BaseException | None = None) -> N
 
 def as_hub_error(exception: Exception) -> HubError:
     """What a client is told about any exception."""
-    if isinstance(exception, HubError):
-        return exception
-    if isinstance(exception, Unavailable):
-        return ServiceUnavailable("The write cannot be made durable now", reason=str(exception))
     if isinstance(exception, MooringError):
-        # A damaged record, first of all: reported, and never served.
-        return ServerError("An unexpected error", reason=f"{type(exception).__name__}: {exception}")
+        return hub_error(exception)
     if isinstance(exception, HTTPException):
         return _of_framework(exception)
     if isinstance(exception, msgspec.MsgspecError):
