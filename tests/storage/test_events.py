@@ -2,8 +2,10 @@
 
 import asyncio
 import resource
+import sqlite3
 import stat
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -470,14 +472,27 @@ async def test_nothing_is_acknowledged_while_the_disk_is_full_and_all_is_well_af
 
 
 async def test_a_newer_format_is_refused(tmp_path):
-    import sqlite3
+    log = await SqliteEventLog.open(tmp_path, "localhost")
+    await log.close()
+    facts = (99, "localhost", 4, log.created_ms)
+    with sqlite3.connect(tmp_path / "events/localhost.db") as connection:
+        connection.execute("UPDATE log SET value = 99 WHERE name = 'format'")
+        connection.execute(
+            "UPDATE log SET value = ? WHERE name = 'sum'", (zlib.crc32(repr(facts).encode()),)
+        )
+    connection.close()
+    with pytest.raises(DataFolderError, match="newer mooring"):
+        await SqliteEventLog.open(tmp_path, "localhost")
 
+
+@pytest.mark.parametrize("fact", ["partitions", "created_ms", "hub"])
+async def test_a_damaged_fact_about_the_log_is_not_believed(tmp_path, fact):
     log = await SqliteEventLog.open(tmp_path, "localhost")
     await log.close()
     with sqlite3.connect(tmp_path / "events/localhost.db") as connection:
-        connection.execute("UPDATE log SET value = 99 WHERE name = 'format'")
+        connection.execute("UPDATE log SET value = 5 WHERE name = ?", (fact,))
     connection.close()
-    with pytest.raises(DataFolderError, match="newer mooring"):
+    with pytest.raises(CorruptRecord, match="do not sum up"):
         await SqliteEventLog.open(tmp_path, "localhost")
 
 

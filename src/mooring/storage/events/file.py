@@ -14,8 +14,11 @@ Rules.
 """
 
 import sqlite3
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import structlog
 
 from ...errors import CorruptRecord, Unavailable
 from ...hub.events import FIRST_OFFSET
@@ -32,7 +35,10 @@ from .batch import (
     unseal,
 )
 
+log = structlog.get_logger(__name__)
+
 FORMAT = 1
+_FACTS = ("format", "hub", "partitions", "created_ms")
 ROW_BYTES = 1 << 20  # a partition's part of a commit is split into rows of about this size
 
 # One step of retention deletes at most so much, so that no commit waits long behind it.
@@ -47,7 +53,7 @@ CREATE TABLE batches (
     body_sum INTEGER NOT NULL, head_sum INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE ends (
     partition INTEGER PRIMARY KEY, next_sequence INTEGER NOT NULL, next_offset INTEGER NOT NULL,
-    last_offset INTEGER NOT NULL, last_ms INTEGER NOT NULL);
+    last_offset INTEGER NOT NULL, last_ms INTEGER NOT NULL, sum INTEGER NOT NULL);
 """
 _HEAD = (
     "SELECT id, count, first_offset, last_offset, next_offset, enqueued_ms, body_sum, head_sum"
@@ -75,15 +81,17 @@ class Bounds(NamedTuple):
 
 def _connect(path: Path) -> sqlite3.Connection:
     # Autocommit: the module's own transaction handling would begin transactions of its own.
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+def _set_up(connection: sqlite3.Connection) -> None:
     connection.executescript(
         "PRAGMA busy_timeout = 5000; PRAGMA wal_autocheckpoint = 0; PRAGMA cell_size_check = ON"
     )
-    return connection
 
 
-def _corrupt(path: Path, error: sqlite3.Error) -> CorruptRecord:
-    return CorruptRecord(f"event log {path.name}: {error}")
+def _sum(*values: object) -> int:
+    return zlib.crc32(repr(values).encode())
 
 
 class EventWriter:
@@ -117,6 +125,7 @@ class EventWriter:
 
     def _open(self, partitions: int, now_ms: int, frames: wal.WalFrames) -> None:
         try:
+            _set_up(self._connection)
             # Twice SQLite's default: a fifth less CPU for full batches, while commits of a single
             # message, which write one page each, cost hardly more. 16 KiB pages cost them a third.
             self._connection.execute("PRAGMA page_size = 8192")
@@ -127,8 +136,11 @@ class EventWriter:
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if self._fsync else 'OFF'}")
             self._prepare(partitions, now_ms)
             self._find_ends()
-        except sqlite3.DatabaseError as error:
-            raise _corrupt(self.path, error) from error
+        except sqlite3.OperationalError as error:
+            raise DataFolderError(f"cannot open {self.path}: {error}") from error
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            # SQLite quotes what is damaged, and the driver may fail to decode the quotation.
+            raise CorruptRecord(f"event log {self.path.name} is damaged: {error}") from error
 
     def _prepare(self, partitions: int, now_ms: int) -> None:
         execute = self._connection.execute
@@ -136,26 +148,31 @@ class EventWriter:
             execute("BEGIN IMMEDIATE")
             for statement in _SCHEMA.split(";"):
                 execute(statement)
-            new = {"format": FORMAT, "hub": self._hub, "partitions": partitions,
-                   "created_ms": now_ms}  # fmt: skip
+            new = dict(zip(_FACTS, (FORMAT, self._hub, partitions, now_ms), strict=True))
+            new["sum"] = _sum(*new.values())
             self._connection.executemany("INSERT INTO log VALUES (?, ?)", new.items())
             execute("COMMIT")
-        facts: dict[str, Any] = dict(execute("SELECT name, value FROM log").fetchall())
-        if facts.get("format") != FORMAT:
+        found: dict[str, Any] = dict(execute("SELECT name, value FROM log").fetchall())
+        facts: tuple[Any, ...] = tuple(found.get(name) for name in _FACTS)
+        form, hub, made_with, created_ms = facts
+        if found.get("sum") != _sum(*facts):
+            raise CorruptRecord(f"event log {self.path.name} is damaged: its facts do not sum up")
+        if form != FORMAT:
             raise DataFolderError(
-                f"{self.path} has format {facts.get('format')}, this version knows {FORMAT}: "
+                f"{self.path} has format {form}, this version knows {FORMAT}: "
                 "it was written by a newer mooring"
             )
-        if facts.get("hub") != self._hub:
+        if hub != self._hub:
             raise DataFolderError(f"{self.path} is the event log of another hub")
-        self.partitions = int(facts["partitions"])
-        self.created_ms = int(facts["created_ms"])
+        self.partitions, self.created_ms = made_with, created_ms
 
     def _find_ends(self) -> None:
-        noted = {
-            partition: End(*values)
-            for partition, *values in self._connection.execute("SELECT * FROM ends")
-        }
+        noted = {}
+        for partition, *values, stored_sum in self._connection.execute("SELECT * FROM ends"):
+            if stored_sum == _sum(partition, *values):
+                noted[partition] = End(*values)
+            else:
+                log.error("corrupt_end", log=self.path.name, partition=partition)
         for partition in range(self.partitions):
             end = noted.get(partition, End())
             found = self._connection.execute(
@@ -248,8 +265,8 @@ class EventWriter:
 
     def _note_ends(self) -> None:
         self._connection.executemany(
-            "INSERT OR REPLACE INTO ends VALUES (?, ?, ?, ?, ?)",
-            [(partition, *end) for partition, end in enumerate(self.ends)],
+            "INSERT OR REPLACE INTO ends VALUES (?, ?, ?, ?, ?, ?)",
+            [(each, *end, _sum(each, *end)) for each, end in enumerate(self.ends)],
         )
 
     def trim(self, before_ms: int, keep_bytes: int) -> list[Bounds]:
@@ -347,6 +364,7 @@ class EventReader:
 
     def open(self) -> None:
         self._connection = _connect(self._writer.path)
+        _set_up(self._connection)
         self._connection.execute("PRAGMA query_only = ON")
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ Rules.
 """
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,7 +24,7 @@ from sqlalchemy import exc
 from ...errors import CorruptRecord, ServiceUnavailable, Unavailable
 from ...hub.state import Tx
 from .. import wal
-from ..folder import DataFolder, make_private_directory, make_private_file
+from ..folder import DataFolder, DataFolderError, make_private_directory, make_private_file
 from ..vault import KEY_NAME, Vault
 from ..worker import Worker
 from . import sqlite, tables
@@ -169,8 +170,11 @@ class SqliteState:
         except BaseException as error:
             await self._writer.worker.stop()
             await self._reader.worker.stop()
-            if isinstance(error, exc.DatabaseError):
-                raise CorruptRecord(f"{path}: {error.orig}") from error
+            if isinstance(error, exc.OperationalError):
+                raise DataFolderError(f"cannot open {path}: {error.orig}") from error
+            # SQLite quotes what is damaged, and the driver may fail to decode the quotation.
+            if isinstance(error, exc.SQLAlchemyError | sqlite3.Error | UnicodeDecodeError):
+                raise CorruptRecord(f"{path} is damaged: {error}") from error
             raise
         self._examination = Examination(path)
         return self
