@@ -18,17 +18,18 @@ The host name in `Host` picks the hub.
 import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 from urllib.parse import unquote
 
 import msgspec
-import structlog
 
 from .. import __version__
-from ..errors import ArgumentInvalid, GenericMethodNotAllowed, GenericNotFound, HubError
+from ..errors import ArgumentInvalid, GenericMethodNotAllowed, GenericNotFound
 from ..hub.hub import Hub
 from ..hub.hubs import Hubs
 from ..hub.policies import Policy, Right, format_rights
+from .http.errors import as_hub_error, body_of, headers_of, note
+from .http.replies import JSON, parse
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -37,7 +38,6 @@ App = Callable[..., Awaitable[None]]
 
 T = TypeVar("T")
 _MAX_BODY = 64 * 1024
-log = structlog.get_logger(__name__)
 
 
 class Listening(NamedTuple):
@@ -68,23 +68,20 @@ class Control:
         try:
             # A name that is wrong must not act on the default hub, on no path.
             hub = self._hub(scope)
-            if not f"{scope['path']}/".startswith("/control/"):
-                await self._app(scope, receive, send)
-                return
-            answer = await self._answer(hub, scope, receive)
-        except HubError as error:
-            log.info("control_refused", reason=error.reason, tracking_id=error.tracking_id)
-            await _respond(
-                send,
-                error.status,
-                {
-                    "Message": f"ErrorCode:{error.name};{error.message}",
-                    "ExceptionMessage": f"Tracking ID:{error.tracking_id}",
-                },
-                (b"iothub-errorcode", error.name.encode()),
-            )
+            ours = f"{scope['path']}/".startswith("/control/")
+            answer = await self._answer(hub, scope, receive) if ours else None
+        except Exception as error:
+            refusal = as_hub_error(error)
+            note(refusal, cast(Any, scope), error)
+            headers = [(name.encode(), text.encode()) for name, text in headers_of(refusal).items()]
+            await _respond(send, refusal.status, body_of(refusal), *headers)
             return
-        await _respond(send, 204 if answer is None else 200, answer)
+        if not ours:
+            await self._app(scope, receive, send)
+        elif answer is None:
+            await _respond(send, 204)
+        else:
+            await _respond(send, 200, msgspec.json.encode(answer))
 
     async def _answer(self, hub: Hub, scope: Scope, receive: Receive) -> Any:
         # The raw path, so that a name may hold an encoded slash.
@@ -165,14 +162,12 @@ async def _body(receive: Receive, kind: type[T]) -> T:
             raise ArgumentInvalid("the request is too large")
         if not message.get("more_body"):
             break
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
-        raise ArgumentInvalid(f"not the JSON that was expected: {error}") from None
+    return parse(body, kind)
 
 
-async def _respond(send: Send, status: int, value: Any, *headers: tuple[bytes, bytes]) -> None:
-    body = b"" if status == 204 else msgspec.json.encode(value)
-    kind = () if status == 204 else ((b"content-type", b"application/json; charset=utf-8"),)
+async def _respond(
+    send: Send, status: int, body: bytes = b"", *headers: tuple[bytes, bytes]
+) -> None:
+    kind = ((b"content-type", JSON.encode()),) if body else ()
     await send({"type": "http.response.start", "status": status, "headers": [*kind, *headers]})
     await send({"type": "http.response.body", "body": body})
