@@ -483,3 +483,13 @@ async def test_a_name_that_nobody_can_have_is_not_repeated_in_the_log(hub: Hub) 
     with pytest.raises(IotHubUnauthorized) as refusal:
         await hub.access.connect(Ref("d" * 60_000), token)
     assert len(refusal.value.reason) < 200
+
+
+@pytest.mark.parametrize("collection", ["devices", "twins", "digitaltwins", "jobs"])
+async def test_ids_in_a_scope_are_compared_in_their_case(hub: Hub, collection: str) -> None:
+    token = policy_token(hub, "iothubowner", resource=f"hub.example.org/{collection}/Abc")
+    principal = await hub.access.authenticate(token)
+    hub.access.require(principal, Right.SERVICE_CONNECT, f"{collection}/Abc")
+    hub.access.require(principal, Right.SERVICE_CONNECT, f"{collection}/Abc/methods")
+    with pytest.raises(IotHubUnauthorizedAccess):
+        hub.access.require(principal, Right.SERVICE_CONNECT, f"{collection}/abc")

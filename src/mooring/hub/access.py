@@ -382,14 +382,21 @@ def _covers(scope: tuple[str, ...], path: tuple[str, ...]) -> bool:
     """Whether `path` lies at or below `scope`: ids exactly, the fixed words in any case."""
     if len(path) < len(scope):
         return False
+    ids = _IDS_AT.get(path[0].lower(), ()) if path else ()
     return all(
-        have == want
-        or (not (index in (1, 3) and path[0] in _WITH_IDS) and have.lower() == want.lower())
+        have == want or (index not in ids and have.lower() == want.lower())
         for index, (have, want) in enumerate(zip(scope, path, strict=False))
     )
 
 
-_WITH_IDS = frozenset({"devices", "twins"})  # what `{collection}/{id}/modules/{id}` begins with
+_IDS_AT = {
+    "devices": (1, 3),  # devices/{id}/modules/{id}
+    "twins": (1, 3),
+    "digitaltwins": (1,),
+    "configurations": (1,),
+    "jobs": (1, 2),  # jobs/{id}, jobs/v2/{id}
+}
+"""Where ids stand in a path, by the word that it begins with."""
 
 
 def _owns(ref: Ref, path: tuple[str, ...]) -> bool:
