@@ -1,5 +1,7 @@
 """Presence: current at once, on disk soon, and gone with the identity."""
 
+import asyncio
+
 import pytest
 from tests.state import MemoryState
 
@@ -128,3 +130,19 @@ async def test_closing_writes_the_rest(state: MemoryState, clock: Clock) -> None
         D1: (False, 1_000_000, 1_000_000),
         D2: (False, 0, 1_000_000),
     }
+
+
+async def test_closing_in_the_middle_of_a_flush_loses_nothing(
+    presence: Presence, state: MemoryState
+) -> None:
+    presence.connected(D1)
+    state.gate = asyncio.Event()
+    flush = asyncio.create_task(presence.flush())
+    while presence._changed:
+        await asyncio.sleep(0)
+    flush.cancel()
+    await asyncio.gather(flush, return_exceptions=True)
+    state.gate = None
+    state.tables.presence.clear()  # the store does not begin what nobody waits for any more
+    await presence.close()
+    assert state.tables.presence == {D1: (True, 1_000_000, 1_000_000)}

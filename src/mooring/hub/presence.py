@@ -134,7 +134,8 @@ class Presence:
                 return
             try:
                 await self._state.write(lambda tx: tx.put_presence(dict(rows)))
-            except MooringError:
+            except BaseException:
+                # Cancelled too: the store may not have begun, and `close` writes the rest.
                 self._changed |= rows.keys()
                 raise
             for ref, row in rows.items():
