@@ -73,3 +73,9 @@ def test_no_two_operations_answer_to_the_same_request() -> None:
         for operation in OPERATIONS
     ]
     assert len(set(shapes)) == len(shapes)
+
+
+def test_rights_are_checked_for_the_id_that_is_acted_on() -> None:
+    found = match("GET", b"/devices/~d1")
+    assert (found.ref, found.resource) == (Ref("~d1"), "devices/~d1")
+    assert match("POST", b"/devices/keys/regenerate").resource == "devices/keys/regenerate"

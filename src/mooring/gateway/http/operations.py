@@ -140,10 +140,9 @@ def match(method: str, raw_path: bytes) -> Match:
         if operation.method != method:
             other = operation.pattern
             continue
-        values = iter(ids.values())
-        words = [next(values) if word.startswith("{") else word for word in operation.words]
-        path = "/".join(words)
-        return Match(operation, f"/{path}", path.replace("/~", "/", 1), ids)
+        path = "/".join(word.format(**ids) for word in operation.words)
+        resource = "/".join(word.lstrip("~").format(**ids) for word in operation.words)
+        return Match(operation, f"/{path}", resource, ids)
     if other:
         raise GenericMethodNotAllowed(f"{other} cannot be asked this way")
     raise GenericNotFound("There is nothing at this path")
