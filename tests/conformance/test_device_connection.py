@@ -132,7 +132,8 @@ async def test_a_new_token_is_asked_for_and_used(
 
 
 async def test_a_session_ends_with_its_token(aio: Flavour, device: Account, hub: Hub) -> None:
-    client = aio.from_token(device, device.token(expires=time.time() + 3))
+    soon = device.token(expires=time.time() + 2)
+    client = aio.from_token(device, soon, connection_retry=False)
     await client.connect()
     await lost(client)
     assert hub.logged(device.device_id, "expired")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -90,17 +91,21 @@ async def test_starting_positions(
         opened.close()  # five may read a partition of a group at a time
         return text
 
-    assert first_from("-1", inclusive=False) == "0"
-    assert first_from(middle.offset, inclusive=False) == "3"
-    assert first_from(middle.offset, inclusive=True) == "2"
-    assert first_from(middle.sequence_number, inclusive=False) == "3"
-    assert first_from(middle.sequence_number, inclusive=True) == "2"
-
     at = middle.enqueued_time
-    later = next(event for event in sent if event.enqueued_time > at)
-    not_earlier = next(event for event in sent if event.enqueued_time >= at)
-    assert first_from(at, inclusive=False) == later.body_as_str()
-    assert first_from(at, inclusive=True) == not_earlier.body_as_str()
+    later = next(event for event in sent if event.enqueued_time > at).body_as_str()
+    not_earlier = next(event for event in sent if event.enqueued_time >= at).body_as_str()
+    expected: list[tuple[Any, bool, str]] = [
+        ("-1", False, "0"),
+        (middle.offset, False, "3"),
+        (middle.offset, True, "2"),
+        (middle.sequence_number, False, "3"),
+        (middle.sequence_number, True, "2"),
+        (at, False, later),
+        (at, True, not_earlier),
+    ]
+    with ThreadPoolExecutor(3) as side_by_side:
+        got = side_by_side.map(lambda case: first_from(case[0], inclusive=case[1]), expected)
+        assert [*got] == [text for _, _, text in expected]
 
 
 async def test_from_the_start_means_from_the_first_event(
