@@ -15,7 +15,9 @@ from tests.state import MemoryState
 
 from mooring.errors import ConfigError, CorruptRecord
 from mooring.gateway.http.app import build_app
+from mooring.gateway.http.devices import MAX_BULK_BODY
 from mooring.gateway.http.operations import OPERATIONS
+from mooring.gateway.http.server import HttpLimits
 from mooring.hub.hub import Hub
 from mooring.hub.hubs import Hubs
 from mooring.hub.identity import Identity, Ref
@@ -428,6 +430,9 @@ async def test_regenerating_keys(ask: Ask) -> None:
     assert first["primaryKey"] != old["primaryKey"]
     assert first["secondaryKey"] == old["secondaryKey"]
     assert (await regenerate("both", {"id": "d1"}, {"id": "absent"})).status_code == 207
+    twice = (await regenerate("both", {"id": "d1"}, {"id": "d1"})).json()
+    assert twice["rotatedKeys"] == []
+    assert [one["errorCode"] for one in twice["errors"]] == ["DeviceDefinedMultipleTimes"]
     failed = await regenerate("both", {"id": "absent"})
     assert failed.status_code == 400
     assert failed.json()["errors"][0]["errorCode"] == "DeviceNotFound"
@@ -754,3 +759,7 @@ async def test_twins_are_reached_through_the_same_door(ask: Ask) -> None:
     await ask("PUT", "/devices/d1", json={})
     answer = await ask("PATCH", "/Twins/d1", json={"tags": {"a": 1}}, policy="service")
     assert answer.json()["tags"] == {"a": 1}
+
+
+def test_the_largest_bulk_operation_passes_the_host() -> None:
+    assert HttpLimits().body_bytes >= MAX_BULK_BODY

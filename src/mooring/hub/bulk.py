@@ -113,8 +113,11 @@ class Bulk:
         """New keys for each. Raises GenericRequestEntityTooLarge, ArgumentInvalid (slot)."""
         _refuse_too_many(len(refs))
         rotation = Rotation(rotated=[], errors=[])
-        for ref in refs:
+        for ref, times in Counter(refs).items():
             try:
+                if times > 1:
+                    # Only the last of several new keys would be one.
+                    raise DeviceDefinedMultipleTimes(f"{ref} is named more than once")
                 rotation.rotated.append(await self._registry.regenerate_keys(ref, slot))
             except MooringError as error:
                 failure = Failure(ref=ref, operation="regenerateKeys", error=hub_error(error))

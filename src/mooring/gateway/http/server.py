@@ -57,7 +57,7 @@ class HttpLimits:
 
     header_bytes: int = 32 * 1024
     header_time: float = 10.0  # from a request's first byte to the end of its headers
-    body_bytes: int = 4 * 1024 * 1024
+    body_bytes: int = 8 * 1024 * 1024  # a hundred devices with twins of the largest size
     body_time: float = 60.0  # from the end of the headers to the end of the body
     idle_time: int = 120  # between two requests of one connection
     requests: int = 1_000  # in flight at a time, all connections together
