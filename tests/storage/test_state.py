@@ -497,3 +497,12 @@ async def test_a_sound_database_is_examined_without_a_word(tmp_path):
             async with opened(tmp_path):
                 pass  # closed while it is examined
     assert logs == []
+
+
+async def test_a_disk_that_is_full_at_the_start_is_not_called_damage(tmp_path, monkeypatch):
+    def full(connection):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(store, "migrate", full)
+    with pytest.raises(DataFolderError, match="disk is full"):
+        await SqliteState.open(tmp_path / "data")

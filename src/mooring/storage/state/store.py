@@ -170,8 +170,10 @@ class SqliteState:
         except BaseException as error:
             await self._writer.worker.stop()
             await self._reader.worker.stop()
-            if isinstance(error, exc.OperationalError):
-                raise DataFolderError(f"cannot open {path}: {error.orig}") from error
+            # The driver's own comes from where a transaction begins: busy, or the disk is full.
+            if isinstance(error, exc.OperationalError | sqlite3.OperationalError):
+                reason = getattr(error, "orig", error)
+                raise DataFolderError(f"cannot open {path}: {reason}") from error
             # SQLite quotes what is damaged, and the driver may fail to decode the quotation.
             if isinstance(error, exc.SQLAlchemyError | sqlite3.Error | UnicodeDecodeError):
                 raise CorruptRecord(f"{path} is damaged: {error}") from error
