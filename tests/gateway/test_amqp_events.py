@@ -11,7 +11,7 @@ from mooring.gateway.amqp.selector import FILTER
 from mooring.hub.events import Event
 from mooring.hub.telemetry import partition_of
 from mooring.wire.amqp.messages import Message
-from mooring.wire.amqp.performatives import RECEIVER, SENDER, Accepted
+from mooring.wire.amqp.performatives import RECEIVER, SENDER
 from mooring.wire.amqp.types import Array, Described, Int, Symbol, Timestamp
 
 EVENTS = "amqps://localhost/localhost/ConsumerGroups/{}/Partitions/{}"
@@ -234,19 +234,17 @@ async def test_draining_an_idle_partition_returns_the_credit() -> None:
         client.close()
 
 
-@pytest.mark.parametrize(("mode", "settled"), [(0, False), (1, True), (2, True)])
-async def test_settled_unless_asked_otherwise(mode: int, settled: bool) -> None:
+@pytest.mark.parametrize("mode", [0, 1, 2])
+async def test_more_than_may_be_unsettled_reaches_a_reader_that_never_settles(mode: int) -> None:
+    """azure-eventhub 5.15 attaches with mode 0, unsettled, and sends no dispositions."""
+    count = 3000
     async with serving(partitions=1) as served:
-        await served.write(b"0", b"1")
+        await served.write(*(b"%d" % number for number in range(count)))
         client = await served.opened()
-        link = await client.receiver(PARTITION, snd_settle_mode=mode)
-        first, second = await client.delivery(link), await client.delivery(link)
-        assert (first.settled, second.settled) == (settled, settled)
-        assert first.tag != second.tag
-        link.settle([first, second], Accepted())
-        client.flush()
-        await served.write(b"2")
-        await client.delivery(link)
+        link = await client.receiver(PARTITION, count, snd_settle_mode=mode)
+        deliveries = [await client.delivery(link) for _ in range(count)]
+        assert all(delivery.settled for delivery in deliveries)
+        assert len({delivery.tag for delivery in deliveries}) == count
         client.close()
 
 

@@ -61,7 +61,7 @@ class Route(NamedTuple):
     resource: str
     serve: Serve
     polite: bool = False
-    settled: bool = True  # how we send where the client leaves it to us
+    settled: bool = True  # what we send is settled, or else as the client asks
     credit: int = 0  # what a sending client is kept supplied with
     max_message: int = MAX_REQUEST  # bytes of one message that it sends
 

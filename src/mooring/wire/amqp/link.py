@@ -131,8 +131,9 @@ class Link:
     ) -> bool:
         """Complete the peer's attach; `credit` is kept granted to a sending peer.
 
-        `settled` is how we send to a peer that leaves the choice to us. False if the link is gone
-        already. Nothing but null for both ends is a refusal: see `refuse`.
+        With `settled` all that we send is settled, whatever the peer asked for, which a sender may
+        say in its attach (AMQP 1.0 part 2, §2.7.3); without, the peer's wish decides. False if the
+        link is gone already. Nothing but null for both ends is a refusal: see `refuse`.
         """
         if self.state is not LinkState.ATTACHING or self.attach is None:
             return False
@@ -140,7 +141,7 @@ class Link:
         self.state = LinkState.ATTACHED
         mode = theirs.snd_settle_mode
         if self.role is SENDER:
-            self.settled = mode == SETTLE_SETTLED or (mode != 0 and settled)
+            self.settled = settled or mode == SETTLE_SETTLED
             mode = SETTLE_SETTLED if self.settled else 0
         self.max_message_size = max_message_size
         self._send_attach(
