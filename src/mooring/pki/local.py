@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mooring.errors import ConfigError
-from mooring.pki.files import make_private_folder, write_file
+from mooring.files import make_private_folder, tighten, write_file
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 Kind = Literal["p256", "rsa"]
@@ -312,9 +312,8 @@ def _load(path: Path) -> _Pair | None:
         text = path.read_bytes()
     except FileNotFoundError:
         return None
-    if path.stat().st_mode & 0o077:
+    if tighten(path):
         _log.warning("private_file_was_open", path=str(path))
-        path.chmod(0o600)
     try:
         certificate = x509.load_pem_x509_certificate(text)
         key = None

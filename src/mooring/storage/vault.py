@@ -17,7 +17,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ..errors import CorruptRecord
-from .folder import DataFolderError, write_private_file
+from ..files import tighten, write_file
+from .folder import DataFolderError
 
 KEY_NAME = "data.key"
 _KEY_BYTES = 32
@@ -47,10 +48,9 @@ class Vault:
                     "read; restore it from a backup"
                 ) from None
             key = os.urandom(_KEY_BYTES)
-            write_private_file(path, _TITLE + base64.b64encode(key) + b"\n")
+            write_file(path, _TITLE + base64.b64encode(key) + b"\n")
             return cls(key)
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o600)
+        tighten(path)
         try:
             key = base64.b64decode(content.removeprefix(_TITLE).strip(), validate=True)
         except ValueError:

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import structlog
 
 from ...errors import CorruptRecord, Unavailable
+from ...files import make_private_file
 from ...hub.events import FIRST_OFFSET
 from .. import wal
-from ..folder import DataFolderError, make_private_file
+from ..folder import DataFolderError
 from .batch import (
     SEQUENCE_LIMIT,
     Batch,

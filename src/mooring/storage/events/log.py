@@ -26,8 +26,9 @@ from typing import Any
 import structlog
 
 from ...errors import Unavailable
+from ...files import make_private_folder
 from ...hub.events import Event, PartitionInfo, Sink
-from ..folder import DataFolder, make_private_directory
+from ..folder import DataFolder
 from ..worker import Worker
 from .batch import MIN_RECORD, Batch, CorruptBatch
 from .cache import BatchCache
@@ -106,7 +107,7 @@ class SqliteEventLog:
         `fsync=False` is for tests only. Raises DataFolderError or CorruptRecord."""
         root = folder.path if isinstance(folder, DataFolder) else Path(folder)
         directory = root / "events"
-        make_private_directory(directory)
+        make_private_folder(directory)
         writer = EventWriter(directory / f"{hub}.db", hub, fsync=fsync)
         self = cls(
             writer, retention_ms=retention_seconds * 1000, retention_bytes=retention_bytes,

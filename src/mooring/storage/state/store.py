@@ -22,9 +22,10 @@ import structlog
 from sqlalchemy import exc
 
 from ...errors import CorruptRecord, ServiceUnavailable, Unavailable
+from ...files import make_private_file, make_private_folder
 from ...hub.state import Tx
 from .. import wal
-from ..folder import DataFolder, DataFolderError, make_private_directory, make_private_file
+from ..folder import DataFolder, DataFolderError
 from ..vault import KEY_NAME, Vault
 from ..worker import Worker
 from . import sqlite, tables
@@ -157,7 +158,7 @@ class SqliteState:
         `fsync=False` is for tests only. Raises DataFolderError (data key missing or wrong, schema
         newer than this version) or CorruptRecord."""
         root = folder.path if isinstance(folder, DataFolder) else Path(folder)
-        make_private_directory(root)
+        make_private_folder(root)
         path = root / DATABASE_NAME
         exists = path.exists() and path.stat().st_size > 0
         # The data key first: a database without one must never come to be.
