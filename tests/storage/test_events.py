@@ -524,3 +524,34 @@ async def test_the_write_ahead_log_stays_small_under_load_and_readers(tmp_path):
     await asyncio.gather(*readers)
     assert max(sizes) < 4 * log_module.CHECKPOINT_BYTES  # 60 MB went through
     await log.close()
+
+
+@pytest.mark.parametrize("then", ["commit", "close"])
+async def test_whoever_keeps_an_old_snapshot_of_the_file_holds_up_nobody(tmp_path, then):
+    log = await SqliteEventLog.open(tmp_path, "localhost", fsync=False)
+    await put(log, 0, b"seen")
+    backup = sqlite3.connect(tmp_path / "events" / "localhost.db", isolation_level=None)
+    backup.execute("BEGIN")
+    assert backup.execute("SELECT count(*) FROM batches").fetchone() == (1,)
+    attempts = 0
+    checkpoint = log._writer.checkpoint
+
+    def counted():
+        nonlocal attempts
+        attempts += 1
+        return checkpoint()
+
+    log._writer.checkpoint = counted
+    for number in range(10):
+        await asyncio.wait_for(put(log, 0, b"%d" % number, bytes(1 << 20)), 10)
+    assert len(await read_all(log, 0)) == 21
+    # The end of the snapshot is waited for, not asked for again and again.
+    assert 1 <= attempts <= 12
+    if then == "commit":
+        backup.close()
+        await put(log, 0, bytes(2 << 20))
+        while log._busy:
+            await asyncio.sleep(0)
+        assert log._writer.wal_bytes == 0
+    await asyncio.wait_for(log.close(), 30)
+    backup.close()

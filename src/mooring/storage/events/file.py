@@ -250,8 +250,10 @@ class EventWriter:
             )
         return batches
 
-    def checkpoint(self) -> None:
-        """Move what the WAL holds into the database, so that its space can be used again."""
+    def checkpoint(self) -> bool:
+        """Move what the WAL holds into the database, so that its space can be used again.
+
+        False if somebody's snapshot keeps a part of it in use."""
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             self._note_ends()
@@ -261,8 +263,10 @@ class EventWriter:
                 self._connection.execute("ROLLBACK")
             raise
         _, frames, moved = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        if frames == moved:
-            self.wal_bytes = 0
+        if frames != moved:
+            return False
+        self.wal_bytes = 0
+        return True
 
     def _note_ends(self) -> None:
         self._connection.executemany(

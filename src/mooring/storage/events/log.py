@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -35,6 +35,8 @@ from .cache import BatchCache
 from .file import Bounds, End, EventReader, EventWriter
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 DAY = 86_400
 TRIM_INTERVAL = 30.0  # seconds between looks for batches that have become too old
@@ -81,6 +83,9 @@ class SqliteEventLog:
         self._trim_due = False
         self._trim_turn = False  # commits and steps of retention take turns
         self._checkpoint_failed = False
+        self._held_up = 0  # WAL bytes at the last checkpoint that somebody's old snapshot held up
+        self._reads = 0  # that the reader has
+        self._pause: asyncio.Future[None] | None = None  # reads to come wait for a checkpoint
         self._closed = False  # nothing is appended any more
         self._stopped = False  # and the writer takes no more work
         self._failing = False  # the last commit failed
@@ -144,6 +149,7 @@ class SqliteEventLog:
             self._pump()
             await self._idle
         self._stopped = True
+        self._let_read()
         # The writer closes last: the last connection to go takes the WAL along.
         await self._read_worker.call(self._reader.close)
         await self._read_worker.stop()
@@ -228,9 +234,7 @@ class SqliteEventLog:
         # More than an eighth of the cache at once would push out what it is meant to keep.
         limit = min(max_bytes, self._cache_limit // 8)
         try:
-            return await self._read_worker.call(
-                lambda: self._reader.batches(partition, start, end, limit)
-            )
+            return await self._look_up(lambda: self._reader.batches(partition, start, end, limit))
         except CorruptBatch as error:
             log.error("corrupt_events", log=self._writer.path.name, partition=error.partition,
                       first=error.first, last=error.last, reason=error.why)  # fmt: skip
@@ -267,15 +271,37 @@ class SqliteEventLog:
                 return last
             if offset < begin.offset:
                 return -1
-            return await self._read_worker.call(
+            return await self._look_up(
                 partial(self._reader.by_offset, partition, offset, first, last + 1)
             )
         assert enqueued_ms is not None
         if enqueued_ms >= end.last_ms:
             return last
-        return await self._read_worker.call(
+        return await self._look_up(
             partial(self._reader.by_time, partition, enqueued_ms, first, last + 1)
         )
+
+    async def _look_up(self, work: Callable[[], T]) -> T:
+        """Have the reader do something with the file."""
+        while self._pause is not None:
+            await asyncio.shield(self._pause)
+        if self._stopped:
+            raise Unavailable("the event log is closed")
+        self._reads += 1
+        try:
+            return await self._read_worker.call(work)
+        finally:
+            self._looked_up()
+
+    def _looked_up(self) -> None:
+        self._reads -= 1
+        if not self._reads and self._pause is not None:
+            self._pump()
+
+    def _let_read(self) -> None:
+        if self._pause is not None:
+            self._pause.set_result(None)
+            self._pause = None
 
     def info(self, partition: int) -> PartitionInfo:
         begin, end = self._begins[partition], self._ends[partition]
@@ -309,9 +335,7 @@ class SqliteEventLog:
         if self._trim_due and (self._trim_turn or not waiting):
             self._trim_turn = False
             self._start(self._trim, self._trimmed, self._trim_failed)
-        elif not self._checkpoint_failed and writer.wal_bytes > (
-            CHECKPOINT_BYTES if waiting else CHECKPOINT_IDLE_BYTES
-        ):
+        elif self._checkpoint_due(waiting):
             self._start(writer.checkpoint, self._checkpointed, self._not_checkpointed)
         elif waiting:
             self._filling = _Filling()
@@ -325,6 +349,14 @@ class SqliteEventLog:
             )
         elif self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
+
+    def _checkpoint_due(self, waiting: bool) -> bool:
+        if self._checkpoint_failed:
+            return False
+        if self._pause is not None:
+            return not self._reads
+        step = CHECKPOINT_BYTES if waiting and not self._held_up else CHECKPOINT_IDLE_BYTES
+        return self._writer.wal_bytes - self._held_up > step
 
     def _start(
         self, work: Callable[[], Any], done: Callable[[Any], None],
@@ -396,15 +428,28 @@ class SqliteEventLog:
         if self._drained and self._filling.bytes + self._in_flight <= self._pending_limit // 2:
             callbacks, self._drained = self._drained, []
             for callback in callbacks:
-                callback()
+                try:
+                    callback()
+                except Exception:
+                    # The others must not stay stopped for ever.
+                    log.exception("drained_callback_failed", log=self._writer.path.name)
 
-    def _checkpointed(self, _: None) -> None:
+    def _checkpointed(self, complete: bool) -> None:
+        # Whoever still reads an older state of the file keeps the rest in the WAL. Commits go on
+        # meanwhile. Our own reader stops for the next try, since under many readers there would
+        # never be a right moment; for others (somebody's backup) it is tried now and then.
+        if not complete and self._reads and self._pause is None:
+            self._pause = self._loop.create_future()
+        else:
+            self._held_up = 0 if complete else self._writer.wal_bytes
+            self._let_read()
         self._busy = False
         self._pump()
 
     def _not_checkpointed(self, error: BaseException) -> None:
         # The WAL has it all; after the next good commit it is tried again.
         self._checkpoint_failed = True
+        self._let_read()
         self._busy = False
         log.warning("checkpoint_failed", log=self._writer.path.name, reason=str(error))
         self._pump()
@@ -414,10 +459,10 @@ class SqliteEventLog:
     def _look_for_old(self) -> None:
         """Every half minute; in between, only a log that has grown too big is trimmed."""
         self._timer = self._loop.call_later(TRIM_INTERVAL, self._look_for_old)
-        if self._has_old():
-            self._trim_due = True
-            if not (self._busy or self._pump_due):
-                self._pump()
+        self._trim_due = self._trim_due or self._has_old()
+        self._held_up = 0
+        if not (self._busy or self._pump_due):
+            self._pump()
 
     def _has_old(self) -> bool:
         before = int(self._now() * 1000) - self._retention_ms
