@@ -190,6 +190,9 @@ class MemoryTx:
     def put_setting(self, name: str, value: str) -> None:
         self._tables.settings[name] = value
 
+    def delete_setting(self, name: str) -> bool:
+        return self._tables.settings.pop(name, None) is not None
+
 
 class MemoryState:
     """One hub's state; `tables` survives, as a disk would, if given to another instance."""

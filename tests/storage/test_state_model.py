@@ -81,6 +81,7 @@ def steps(draw: st.DrawFn) -> Step:
         "put_presence": lambda tx: tx.put_presence({ref: presence, Ref("b"): presence}),
         "reset_presence": lambda tx: tx.reset_presence(number),
         "put_setting": lambda tx: tx.put_setting(f"s{number}", policy.name),
+        "delete_setting": lambda tx: tx.delete_setting(f"s{number}"),
     }
     name = draw(st.sampled_from(sorted(units)))
     unit = units[name]

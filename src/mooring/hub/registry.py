@@ -51,6 +51,7 @@ from .lookup import absent, known
 from .presence import Presence, Status
 from .settings import HubSettings
 from .state import Counts, State, Tx
+from .subscriptions import setting_name
 from .twins import new_twin
 
 T = TypeVar("T")
@@ -215,7 +216,7 @@ class Registry:
         return await self._write([request.ref], unit)
 
     async def delete(self, ref: Ref, *, if_match: str | None = None) -> None:
-        """Remove it with its modules, twin, queue and pending feedback.
+        """Remove it with its modules, twin, queue, pending feedback and kept subscriptions.
 
         Raises DeviceNotFound, ModuleNotFound, PreconditionFailed,
         SystemModuleModifyUnauthorizedAccess."""
@@ -228,6 +229,8 @@ class Registry:
             if not ref.module_id:
                 gone += [module.ref for module in tx.modules(ref.device_id)]
             tx.delete_identity(ref)
+            for one in gone:
+                tx.delete_setting(setting_name(one))
             return gone
 
         async def write() -> None:

@@ -8,8 +8,9 @@ Rules that hold here (device-protocols reference §1.4):
   in memory, and after a restart from presence.
 - Filters are the protocol's own text; nothing here reads them.
 
-They live among the hub's settings, one value an identity, empty once discarded. A bounded part is
-kept in memory, including who has none, since every connect of a device asks.
+They live among the hub's settings, one value an identity that has any; the registry deletes it
+with the identity. A bounded part is kept in memory, including who has none, since every connect of
+a device asks.
 """
 
 import time
@@ -91,9 +92,14 @@ class Subscriptions:
         entry = await self._entry(ref)
         if entry.kept == kept:
             return
-        text = msgspec.json.encode(kept).decode() if filters else ""
-        await self._state.write(lambda tx: tx.put_setting(_name(ref), text))
-        self._remember(ref, _Entry(kept, 0.0))
+        if filters:
+            text = msgspec.json.encode(kept).decode()
+            await self._state.write(lambda tx: tx.put_setting(setting_name(ref), text))
+        else:
+            await self._forget(ref)
+        # The session may have ended meanwhile.
+        now = self._known.get(ref)
+        self._remember(ref, _Entry(kept, now.left if now is not None else None))
 
     async def discard(self, ref: Ref) -> None:
         """Forget them, durably. Costs no write if there are none."""
@@ -101,7 +107,7 @@ class Subscriptions:
         if entry.kept is None:
             return
         if entry.kept.filters:
-            await self._state.write(lambda tx: tx.put_setting(_name(ref), ""))
+            await self._forget(ref)
         self._remember(ref, _Entry(None, None))
 
     def left(self, ref: Ref) -> None:
@@ -110,12 +116,15 @@ class Subscriptions:
         if entry is not None:
             entry.left = self._now()
 
+    async def _forget(self, ref: Ref) -> None:
+        await self._state.write(lambda tx: tx.delete_setting(setting_name(ref)))
+
     async def _entry(self, ref: Ref) -> _Entry:
         entry = self._known.get(ref)
         if entry is not None:
             self._known.move_to_end(ref)
             return entry
-        text = await self._state.read(lambda tx: tx.setting(_name(ref)))
+        text = await self._state.read(lambda tx: tx.setting(setting_name(ref)))
         entry = self._known.get(ref)  # somebody else may have asked, and written, meanwhile
         if entry is None:
             entry = _Entry(msgspec.json.decode(text, type=_Kept) if text else None, None)
@@ -129,5 +138,6 @@ class Subscriptions:
             self._known.popitem(last=False)
 
 
-def _name(ref: Ref) -> str:
+def setting_name(ref: Ref) -> str:
+    """The setting that holds what is kept for an identity."""
     return f"subscriptions/{ref}"  # ids hold no slash

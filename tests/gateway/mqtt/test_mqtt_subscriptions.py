@@ -1,10 +1,11 @@
 """Chapter 4: subscribing, and sessions that outlive their connection."""
 
+import asyncio
 import time
 
 import pytest
 import structlog.testing
-from mqtt_dialogue import Bench, Device
+from mqtt_dialogue import Bench, Device, rest
 
 from mooring.hub.identity import Ref
 from mooring.hub.registry import IdentityRequest
@@ -14,6 +15,11 @@ from mooring.wire.mqtt import Pingreq, Pingresp, Suback, Subscribe, Unsuback, Un
 TWIN = "$iothub/twin/res/#"
 DESIRED = "$iothub/twin/PATCH/properties/desired/#"
 METHODS = "$iothub/methods/POST/#"
+
+
+def kept(bench: Bench) -> list[str]:
+    """The subscriptions that are on disk."""
+    return [name for name in bench.state.tables.settings if name.startswith("subscriptions/")]
 
 
 async def test_what_is_granted_and_what_is_not(device: Device) -> None:
@@ -122,10 +128,43 @@ async def test_a_later_device_of_the_same_name_inherits_nothing(
     await first.subscribe(METHODS)
     await bench.hub.registry.delete(device.ref)
     await first.closed()
+    assert kept(bench) == []
     await bench.hub.registry.create(IdentityRequest(device_id="d1"))
     later = await bench.device("d1")
     assert later.identity.generation_id != device.identity.generation_id
     await later.connect(clean_session=False, present=False)
+
+
+async def test_nothing_stays_of_what_nobody_keeps_any_more(bench: Bench) -> None:
+    for name in ("unsubscribed", "clean", "deleted with its device"):
+        device, module = await bench.device(name[:5]), await bench.device(name[:5], "m1")
+        client = await module.connect(clean_session=False)
+        await client.subscribe(METHODS)
+        assert kept(bench) == [f"subscriptions/{module.ref}"]
+        if name == "unsubscribed":
+            client.send(Unsubscribe(1, (METHODS,)))
+            await client.expect(Unsuback(1))
+        elif name == "clean":
+            await module.connect(clean_session=True)
+        else:
+            await bench.hub.registry.delete(device.ref)
+        assert kept(bench) == []
+
+
+async def test_a_session_that_ends_while_its_subscription_is_written_has_an_end() -> None:
+    now = time.time()
+    bench = await Bench.open(now=lambda: now, session_expiry=3600)
+    device = await bench.device()
+    client = await device.connect(clean_session=False)
+    bench.state.gate = asyncio.Event()
+    client.send(Subscribe(1, ((METHODS, 1),)))
+    await rest()
+    await client.vanish()
+    bench.state.gate.set()
+    await rest()
+    now += 3700
+    await device.connect(clean_session=False, present=False)
+    await bench.hub.close()
 
 
 async def test_subscribing_to_the_same_again_costs_no_write(bench: Bench, device: Device) -> None:

@@ -373,6 +373,9 @@ class SqlTx:
     def put_setting(self, name: str, value: str) -> None:
         _SETTINGS.put(self._connection, (self._hub, name), value)
 
+    def delete_setting(self, name: str) -> bool:
+        return _SETTINGS.delete(self._connection, self._hub, name)
+
     # -----------------------------------------------------------------------------------------
 
     def _run(self, statement: Any, **values: Any) -> Any:
