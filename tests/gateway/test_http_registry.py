@@ -16,6 +16,7 @@ from tests.state import MemoryState
 from mooring.errors import ConfigError, CorruptRecord
 from mooring.gateway.http.app import build_app
 from mooring.gateway.http.devices import MAX_BULK_BODY
+from mooring.gateway.http.documents import Authentication, SymmetricKey
 from mooring.gateway.http.operations import OPERATIONS
 from mooring.gateway.http.server import HttpLimits
 from mooring.hub.hub import Hub
@@ -763,3 +764,8 @@ async def test_twins_are_reached_through_the_same_door(ask: Ask) -> None:
 
 def test_the_largest_bulk_operation_passes_the_host() -> None:
     assert HttpLimits().body_bytes >= MAX_BULK_BODY
+
+
+def test_no_repr_of_a_document_shows_a_key() -> None:
+    document = Authentication(symmetric_key=SymmetricKey("Zmlyc3Q=", "c2Vjb25k"))
+    assert not any(key in repr(document) for key in ("Zmlyc3Q=", "c2Vjb25k"))

@@ -490,3 +490,8 @@ async def test_nothing_shows_a_key(registry: Registry) -> None:
     for text in (repr(wanted), repr(device), str(device)):
         assert KEY_A not in text
         assert KEY_B not in text
+
+
+def test_no_repr_shows_a_key(registry: Registry) -> None:
+    ready = registry._prepared(request(D1))
+    assert not any(key in repr(ready) for key in ready.spare_keys)

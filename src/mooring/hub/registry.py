@@ -390,6 +390,10 @@ class _Prepared(msgspec.Struct, frozen=True, kw_only=True):
     first_version: int
     spare_keys: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        # The derived one would print the keys.
+        return f"_Prepared({self.request!r})"
+
 
 class _Recent(Generic[T]):
     """The entries that were asked for last, up to a limit."""

@@ -23,6 +23,10 @@ class SymmetricKey(msgspec.Struct, frozen=True, rename="camel"):
     primary_key: str | None = None
     secondary_key: str | None = None
 
+    def __repr__(self) -> str:
+        # The derived one would print the keys.
+        return "SymmetricKey()"
+
 
 class Thumbprints(msgspec.Struct, frozen=True, rename="camel"):
     """A pair of certificate thumbprints, hex."""
