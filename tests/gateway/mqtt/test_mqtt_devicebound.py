@@ -128,6 +128,36 @@ async def test_unacknowledged_come_again_with_dup_in_a_kept_session(device: Devi
     assert await depth(device) == 0
 
 
+async def test_what_is_never_acknowledged_is_not_remembered_for_ever(device: Device) -> None:
+    client = await listening(device, clean_session=False)
+    for _ in range(12):
+        for _ in range(WINDOW):
+            await device.send_command()
+        last = [await client.publish() for _ in range(WINDOW)][-1]
+        await client.vanish()
+        await device.bench.hub.commands.purge(device.ref)
+        client = await device.connect(clean_session=False, present=True)
+    remembered = device.bench.endpoint._unacknowledged
+    await client.vanish()
+    (packet_ids,) = [list(each.values()) for each in remembered.values()]
+    assert len(packet_ids) == 8 * WINDOW
+    assert packet_ids[-1] == last.packet_id
+
+
+async def test_a_session_that_ran_out_leaves_no_packet_ids_to_the_next() -> None:
+    now = time.time()
+    bench = await Bench.open(now=lambda: now, session_expiry=3600)
+    device = await bench.device()
+    client = await listening(device, clean_session=False)
+    await device.send_command(b"1", expires=int(now * 1000) + 86_400_000)
+    await client.publish()
+    await client.vanish()
+    now += 3700
+    client = await listening(device, clean_session=False)
+    assert not (await client.publish()).dup
+    await bench.hub.close()
+
+
 async def test_a_clean_session_gets_them_afresh(device: Device) -> None:
     client = await listening(device)
     await device.send_command(b"1")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 WINDOW: Final = 16
-_MAX_HAD: Final = 8 * WINDOW
+_MAX_HAD: Final = 8 * WINDOW  # messages that are remembered, as sent or as acknowledged
 _RETRY: Final = 5.0  # seconds after the state could not be read or written
 
 
@@ -130,7 +130,9 @@ class Devicebound:
         self._commands.release([sent.lock_token for sent in self._sent.values()])
         unacknowledged = {sent.sequence: packet_id for packet_id, sent in self._sent.items()}
         self._sent.clear()
-        return {**self._remembered, **unacknowledged}
+        known = {**self._remembered, **unacknowledged}
+        # Those of messages that were purged or expired are of no use, and nobody tells.
+        return dict(list(known.items())[-_MAX_HAD:])
 
     def _wake(self) -> None:
         self._again = True

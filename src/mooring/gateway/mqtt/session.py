@@ -139,7 +139,7 @@ class Session:
         if self._ended:  # its key went while it connected
             return
         self._write(mqtt.encode_connack(mqtt.ACCEPTED, session_present=self._present))
-        if self._clean:
+        if not self._present:  # packet ids are part of a session
             self._endpoint.take_unacknowledged(self._hub, self._ref)
         if self._filters:
             self._follow()
