@@ -499,6 +499,16 @@ async def test_a_sound_database_is_examined_without_a_word(tmp_path):
     assert logs == []
 
 
+def test_a_folder_on_a_full_disk_is_refused_and_not_kept_locked(tmp_path, small_disk):  # noqa: F811
+    small_disk(0)
+    try:
+        with pytest.raises(DataFolderError, match="cannot write in"):
+            DataFolder.open(tmp_path / "data")
+    finally:
+        small_disk(None)
+    DataFolder.open(tmp_path / "data").close()
+
+
 async def test_a_disk_that_is_full_at_the_start_is_not_called_damage(tmp_path, monkeypatch):
     def full(connection):
         raise sqlite3.OperationalError("database or disk is full")

@@ -47,8 +47,12 @@ class DataFolder:
                 f"another mooring (process {holder}) is running on {path}; "
                 "stop it, or choose another folder with --data"
             ) from error
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(lock)
+            raise DataFolderError(f"cannot write in {path}: {error.strerror}") from error
         return cls(path, lock)
 
     def close(self) -> None:
