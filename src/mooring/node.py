@@ -3,8 +3,8 @@
 The only module that knows every driver. Order of life:
 
     open    lock the data directory, bind all ports, certificates, storage, hubs, then accept
-    close   stop accepting, answer requests, end sessions, flush connections, finish commits,
-            close storage, unlock
+    close   stop accepting, answer requests, stop reading, finish commits, end sessions,
+            flush connections, close storage, unlock
 
 Ports are bound before anything is written, so that a start which cannot succeed leaves no trace;
 what fails half-way is taken down in the same order as a shutdown. A first SIGTERM or SIGINT closes
@@ -122,7 +122,7 @@ class Node:
         )
 
     async def close(self) -> None:
-        """Stop accepting, end sessions, finish commits, close."""
+        """Stop accepting, finish commits, end sessions, close."""
         self._phase = "stopping"
         log.info("stopping")
         await self._stack.aclose()
@@ -137,6 +137,7 @@ class Node:
         self._bind()
         authority = await asyncio.to_thread(self._certificates)
         hubs = await self._open_hubs(folder)
+        self._stack.push_async_callback(self._finish_commits)
         self._stack.push_async_callback(self._finish_requests)
         self._stack.callback(self._stop_accepting)
         await self._accept(hubs, self._context(authority))
@@ -319,6 +320,12 @@ class Node:
     async def _finish_requests(self) -> None:
         """Answer what was asked; who waits for longer (a method's answer) is cut off."""
         await asyncio.gather(*(server.close(CLOSE_TIMEOUT) for server in self._servers))
+
+    async def _finish_commits(self) -> None:
+        """Let those whose telemetry is being stored hear of it, or they will send it again."""
+        for listener in self._listeners.values():
+            listener.pause_connections()
+        await asyncio.gather(*(events.flush() for events in self._logs))
 
     async def _flush_connections(self) -> None:
         """Let clients read our last words, and cut off those that do not."""

@@ -269,6 +269,11 @@ class Listener:
         if not self._transports:
             self._closed.set()
 
+    def pause_connections(self) -> None:
+        """Read no more, but for those whose protocol asks for it."""
+        for transport in self:
+            transport.pause_reading()
+
     def close_connections(self) -> None:
         """Close every connection: flushed, and cut off after the limits' `close_timeout`."""
         for transport in tuple(self._transports):

@@ -50,12 +50,13 @@ CHECKPOINT_BYTES = 4 << 20
 class _Filling:
     """What the next commit will hold."""
 
-    __slots__ = ("bytes", "records", "tokens")
+    __slots__ = ("bytes", "flushed", "records", "tokens")
 
     def __init__(self) -> None:
         self.records: dict[int, list[bytes]] = {}
         self.tokens: dict[Sink, list[Any]] = {}
         self.bytes = 0
+        self.flushed: list[asyncio.Future[None]] = []
 
 
 class SqliteEventLog:
@@ -78,6 +79,7 @@ class SqliteEventLog:
 
         self._filling = _Filling()
         self._in_flight = 0  # bytes that the running commit holds
+        self._committing: _Filling | None = None
         self._busy = False  # the writer has work
         self._pump_due = False
         self._trim_due = False
@@ -135,6 +137,14 @@ class SqliteEventLog:
         self._cache = BatchCache(len(self._ends), cache_bytes)
         self._look_for_old()
         return self
+
+    async def flush(self) -> None:
+        """Wait until what was appended so far is on disk, or failed, and its sinks were told."""
+        last = self._filling if self._filling.bytes else self._committing
+        if last is not None:
+            flushed = self._loop.create_future()
+            last.flushed.append(flushed)
+            await flushed
 
     async def close(self) -> None:
         """Commit what was appended, tell its sinks, and close the file."""
@@ -340,6 +350,7 @@ class SqliteEventLog:
         elif waiting:
             self._filling = _Filling()
             self._in_flight = filling.bytes
+            self._committing = filling
             self._trim_turn = True
             now_ms = int(self._now() * 1000)
             self._start(
@@ -369,6 +380,7 @@ class SqliteEventLog:
         # The writer is given the next commit first: it runs while the sinks are told.
         self._busy = False
         self._in_flight = 0
+        self._committing = None
         self.commits += 1
         self._checkpoint_failed = False
         if self._failing:
@@ -405,11 +417,13 @@ class SqliteEventLog:
                     wake()
                 except Exception:
                     log.exception("subscriber_failed", log=self._writer.path.name)
+        self._tell_flushed(filling)
         self._tell_drained()
 
     def _failed(self, filling: _Filling, error: BaseException) -> None:
         self._busy = False
         self._in_flight = 0
+        self._committing = None
         if not self._failing:
             self._failing = True
             log.error("event_log_unavailable", log=self._writer.path.name, reason=str(error))
@@ -420,8 +434,14 @@ class SqliteEventLog:
                 sink.failed(tokens, refusal)
             except Exception:
                 log.exception("sink_failed", log=self._writer.path.name)
+        self._tell_flushed(filling)
         self._tell_drained()
         self._pump()
+
+    def _tell_flushed(self, filling: _Filling) -> None:
+        for flushed in filling.flushed:
+            if not flushed.done():
+                flushed.set_result(None)
 
     def _tell_drained(self) -> None:
         # Half, so that callers do not stop again at once.
