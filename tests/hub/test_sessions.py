@@ -210,4 +210,7 @@ async def test_stopping_ends_all_with_the_reason(sessions: Sessions) -> None:
     error = ServiceUnavailable("The server is shutting down")
     await sessions.stop(error)
     assert [one.ended for one in opened] == [[error], [error]]
+    late = FakeSession(sessions, device())
+    sessions.open(late)
+    assert late.ended == [error]
     assert len(sessions) == 0

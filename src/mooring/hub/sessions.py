@@ -66,6 +66,7 @@ class Sessions:
         self._expiring: dict[int, set[Session]] = {}
         self._looked = int(now())
         self._devices = 0
+        self._stopped: HubError | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -73,7 +74,8 @@ class Sessions:
         self._task = asyncio.create_task(self._run(), name="session-expiry")
 
     async def stop(self, error: HubError) -> None:
-        """End all sessions."""
+        """End all sessions, and those that still open."""
+        self._stopped = error
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -84,6 +86,9 @@ class Sessions:
     def open(self, session: Session) -> None:
         """Register a session that begins; ends the older one of the same identity."""
         if session in self._open:
+            return
+        if self._stopped is not None:  # it was let in before
+            session.end(self._stopped)
             return
         ref = session.principal.ref
         older = self._by_ref.get(ref) if ref is not None else None
