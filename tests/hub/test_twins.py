@@ -375,6 +375,32 @@ async def test_notifications_are_in_order(twins: Twins, state: MemoryState) -> N
     assert twins._turns == {}
 
 
+async def test_what_a_device_reads_is_never_older_than_what_it_was_told(
+    twins: Twins, state: MemoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    twins.watch(D1, lambda version, patch: heard.append(version))
+    read, slow = state.read, asyncio.Event()
+
+    async def read_slowly(unit: Any) -> Any:
+        found = await read(unit)
+        await slow.wait()
+        return found
+
+    async def look() -> None:
+        heard.append(json.loads(await twins.device_view(D1))["desired"]["$version"])
+
+    monkeypatch.setattr(state, "read", read_slowly)
+    looking = asyncio.create_task(look())
+    await asyncio.sleep(0)
+    patching = asyncio.create_task(twins.patch(D1, desired(a=1)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    slow.set()
+    await asyncio.gather(looking, patching)
+    assert heard == [1, 2]
+
+
 async def test_who_hangs_up_does_not_silence_the_device(twins: Twins, state: MemoryState) -> None:
     heard = []
     twins.watch(D1, lambda version, patch: heard.append(version))

@@ -10,7 +10,8 @@ Rules that hold here (service-apis reference §2, device-protocols reference §1
   names nothing in a section leaves the section alone.
 - Whoever watches a twin hears of desired properties after the commit and in the order of
   `$version`: a back end's writes of one twin go one after another, and one that has begun runs to
-  its end even if who asked has gone.
+  its end even if who asked has gone. A device's reads go between them, so that what it gets is
+  never older than what it was told.
 """
 
 import asyncio
@@ -126,7 +127,9 @@ class Twins:
 
     async def device_view(self, ref: Ref) -> bytes:
         """What a device gets of its twin: `{"desired":{…,"$version":n},"reported":{…}}`."""
-        twin = await self.get(ref)
+        # In its turn, or a notification could overtake what was read before it.
+        async with self._turn(ref):
+            twin = await self.get(ref)
         return msgspec.json.encode(
             {
                 "desired": {**twin.desired, "$version": twin.desired_version},
