@@ -9,7 +9,7 @@ import asyncio
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -58,25 +58,24 @@ class MemoryTx:
     def delete_identity(self, ref: Ref) -> bool:
         tables = self._tables
         found = ref in tables.identities
-        gone = [
-            other
-            for other in tables.identities
-            if other == ref or (not ref.module_id and other.device_id == ref.device_id)
-        ]
-        for one in gone:
-            del tables.identities[one]
-            tables.twins.pop(one, None)
-            tables.presence.pop(one, None)
-            tables.sequences.pop(one, None)
-            for key in [key for key in tables.commands if key[0] == one]:
-                del tables.commands[key]
-            self.delete_feedback(
-                [
-                    record.id
-                    for record in tables.feedback.values()
-                    if Ref(record.device_id, record.module_id) == one
-                ]
-            )
+
+        def gone(other: Ref) -> bool:
+            return other == ref or (not ref.module_id and other.device_id == ref.device_id)
+
+        # Whether or not it exists, as a database's statements do.
+        rows: dict[Ref, Any]
+        for rows in (tables.identities, tables.twins, tables.presence, tables.sequences):
+            for one in list(filter(gone, rows)):
+                del rows[one]
+        for key in [key for key in tables.commands if gone(key[0])]:
+            del tables.commands[key]
+        self.delete_feedback(
+            [
+                record.id
+                for record in tables.feedback.values()
+                if gone(Ref(record.device_id, record.module_id))
+            ]
+        )
         return found
 
     def devices(self, limit: int, after: str = "") -> list[Identity]:
