@@ -95,7 +95,7 @@ def test_the_tour(tmp_path: Path, environ: dict[str, str]) -> None:
     with running("device.py", tmp_path, environ) as device:
         device.says("connected")
         with running("events.py", tmp_path, environ) as events:
-            events.says("telemetry: thermostat {'temperature': 21.5}")
+            events.says('telemetry: thermostat {"temperature": 21.5}')
         with running("backend.py", tmp_path, environ) as backend:
             backend.says("answer: 200 {'done': True}")
             backend.says("twin: 10")
@@ -118,7 +118,7 @@ def test_the_tour_without_an_sdk(tmp_path: Path, environ: dict[str, str]) -> Non
     )
     assert done.returncode == 0, done.stderr
     with running("events.py", tmp_path, environ) as events:
-        events.says("telemetry: thermostat {'temperature': 21.5}")
+        events.says('telemetry: thermostat {"temperature": 21.5}')
 
 
 def test_every_program_of_the_tour_is_run() -> None:
