@@ -163,6 +163,26 @@ async def test_many_requests_stop_reading_and_all_are_answered(
     assert client.pipe.reading
 
 
+@pytest.mark.parametrize(
+    "large",
+    [patch("1", b'{"a":"' + b" " * 100_000 + b'"}'), Subscribe(1, ((RESPONSES, 0),) * 1000)],
+    ids=["patch", "subscribe"],
+)
+async def test_a_large_request_counts_for_many(
+    bench: Bench, device: Device, large: Publish | Subscribe
+) -> None:
+    client = await listening(device, DESIRED)
+    bench.state.gate = asyncio.Event()
+    client.send(patch("0", {"a": 1}))
+    await rest()
+    assert client.pipe.reading
+    client.send(large)
+    await rest()
+    assert not client.pipe.reading
+    bench.state.gate.set()
+    await client.until(client.pipe.is_reading)
+
+
 async def test_a_request_of_a_client_that_went(bench: Bench, device: Device) -> None:
     client = await listening(device, RESPONSES)
     bench.state.gate = asyncio.Event()

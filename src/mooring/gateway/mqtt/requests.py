@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 LIMIT = 16
-"""Requests that may wait; the connection is not read while that many do."""
+"""Requests that may be asked for until none waits any more; then the connection is not read."""
 
 Request = Callable[[], Awaitable[None]]
 
@@ -16,7 +16,7 @@ Request = Callable[[], Awaitable[None]]
 class Requests:
     """The waiting requests of one session."""
 
-    __slots__ = ("_drained", "_failed", "_queue", "_task")
+    __slots__ = ("_asked", "_drained", "_failed", "_queue", "_task")
 
     def __init__(self, drained: Callable[[], None], failed: Callable[[Exception], None]) -> None:
         """`drained` is called when none wait any more; `failed` gets what a request raised,
@@ -24,14 +24,18 @@ class Requests:
         self._drained = drained
         self._failed = failed
         self._queue: list[Request] = []
+        self._asked = 0
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, request: Request) -> bool:
-        """Do this after those before it; False if no more should come until `drained`."""
+    def add(self, request: Request, weight: int) -> bool:
+        """Do this after those before it; False if no more should come until `drained`.
+
+        `weight` is how many small requests it counts for."""
         self._queue.append(request)
+        self._asked += weight
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
-        return len(self._queue) < LIMIT
+        return self._asked < LIMIT
 
     def drop(self) -> None:
         """Begin no further one; one that has begun ends by itself."""
@@ -48,4 +52,5 @@ class Requests:
             self._failed(error)
         finally:
             self._task = None
+            self._asked = 0
         self._drained()

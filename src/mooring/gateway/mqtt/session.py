@@ -53,6 +53,7 @@ MAX_UNACKNOWLEDGED_BYTES: Final = 2 * 1024 * 1024
 
 _PREPARED: Final = 8  # topics of a session whose properties are kept encoded
 _PREPARED_TOPIC: Final = 512  # bytes of the longest of them
+_REQUEST_BYTES: Final = 4096  # of a payload that count as one more request
 _TOUCH: Final = 1.0  # seconds between two notes of the same session's activity
 
 
@@ -191,9 +192,9 @@ class Session:
             case mqtt.Pingreq():
                 self._write(mqtt.PINGRESP)
             case mqtt.Subscribe():
-                self._request(lambda: self._subscribe(packet))
+                self._request(lambda: self._subscribe(packet), len(packet.filters))
             case mqtt.Unsubscribe():
-                self._request(lambda: self._unsubscribe(packet))
+                self._request(lambda: self._unsubscribe(packet), len(packet.filters))
             case mqtt.Disconnect():
                 self._connection.close("the client disconnected", graceful=True)
             case _:
@@ -222,7 +223,8 @@ class Session:
             case _:
                 position = self._expect(packet)
                 payload = packet.payload
-                self._request(lambda: self._twin(meaning, payload, position))
+                weight = 1 + len(payload) // _REQUEST_BYTES
+                self._request(lambda: self._twin(meaning, payload, position), weight)
 
     # Telemetry -----------------------------------------------------------------------------------
 
@@ -409,8 +411,8 @@ class Session:
 
     # Requests ------------------------------------------------------------------------------------
 
-    def _request(self, request: Callable[[], Any]) -> None:
-        if not self._requests.add(request):
+    def _request(self, request: Callable[[], Any], weight: int) -> None:
+        if not self._requests.add(request, weight):
             self._connection.hold(REQUESTS)
 
     def _requests_drained(self) -> None:
