@@ -57,10 +57,11 @@ class MemoryTx:
 
     def delete_identity(self, ref: Ref) -> bool:
         tables = self._tables
-        found = ref in tables.identities
 
         def gone(other: Ref) -> bool:
             return other == ref or (not ref.module_id and other.device_id == ref.device_id)
+
+        found = any(map(gone, tables.identities))
 
         # Whether or not it exists, as a database's statements do.
         rows: dict[Ref, Any]
