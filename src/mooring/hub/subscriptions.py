@@ -97,9 +97,8 @@ class Subscriptions:
             await self._state.write(lambda tx: tx.put_setting(setting_name(ref), text))
         else:
             await self._forget(ref)
-        # The session may have ended meanwhile.
-        now = self._known.get(ref)
-        self._remember(ref, _Entry(kept, now.left if now is not None else None))
+        current = self._known.get(ref)  # the session may have ended meanwhile
+        self._remember(ref, _Entry(kept, current.left if current is not None else None))
 
     async def discard(self, ref: Ref) -> None:
         """Forget them, durably. Costs no write if there are none."""
