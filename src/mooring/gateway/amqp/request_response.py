@@ -77,6 +77,7 @@ class Node:
             del self._waiting[link]
         if not self._links and self._task is not None:
             self._task.cancel()
+            self._connection.release(self)  # a task that never began has no end that would
 
     def request(self, delivery: Delivery) -> None:
         self._requests.append(delivery)
