@@ -48,16 +48,16 @@ def test_an_exception_is_one_line_too() -> None:
 def test_libraries_log_in_the_same_form() -> None:
     out = io.StringIO()
     log.set_up(Log(), out)
-    logging.getLogger("some.library").warning("took %d s", 3)
+    logging.getLogger("a.dependency").warning("took %d s", 3)
     entry = json.loads(out.getvalue())
-    assert (entry["event"], entry["logger"]) == ("took 3 s", "some.library")
+    assert (entry["event"], entry["logger"]) == ("took 3 s", "a.dependency")
 
 
 def test_the_level_holds() -> None:
     out = io.StringIO()
     log.set_up(Log(level="warning"), out)
     structlog.get_logger().info("chatter")
-    logging.getLogger("some.library").info("chatter")
+    logging.getLogger("a.dependency").info("chatter")
     assert out.getvalue() == ""
 
 
@@ -79,7 +79,7 @@ def test_tracebacks_show_no_variables(form: Literal["console", "json"]) -> None:
         _fail("s" + "ecret")
     except ValueError:
         structlog.get_logger().exception("failed")
-        logging.getLogger("some.library").exception("failed too")
+        logging.getLogger("a.dependency").exception("failed too")
     text = out.getvalue()
     assert text.count("ValueError: because") == 2
     assert "secret" not in text
@@ -97,7 +97,7 @@ def test_what_strangers_send_cannot_forge_a_line_or_speak_to_the_terminal(
     out = io.StringIO()
     log.set_up(Log(format=form), out)
     structlog.get_logger().info("refused", reason="x\x1b[2Jx", device="a\nb", tracking_id="t")
-    logging.getLogger("some.library").warning("about %s", "a\nb\x1b[2J")
+    logging.getLogger("a.dependency").warning("about %s", "a\nb\x1b[2J")
     try:
         raise ValueError("a\x1b[2Jb")
     except ValueError:

@@ -4,6 +4,8 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.events import MemoryEvents
 from tests.gateway.amqp_dialogue import serving
 
@@ -248,3 +250,62 @@ async def test_plain_refusals(response: bytes, error: type[HubError]) -> None:
         token = served.token(resource="localhost", raw=False).encode()
         with pytest.raises(error):
             await sasl.plain(response.replace(b"TOKEN", token), served.hubs, ())
+
+
+# ---- anything at all -----------------------------------------------------------------------
+
+near_selectors = st.lists(
+    st.sampled_from(
+        [
+            "amqp.annotation.",
+            "x-opt-offset",
+            "x-opt-sequence-number",
+            "x-opt-enqueued-time",
+            ">",
+            ">=",
+            "'",
+            '"',
+            "-1",
+            "@latest",
+            "7",
+            "1700000000000",
+            ".5",
+            "99999999999999999999",
+            " ",
+            "\x00",
+        ]
+    ),
+    max_size=9,
+).map("".join)
+
+
+@given(st.text() | near_selectors)
+def test_a_selector_means_a_start_or_is_refused(text: str) -> None:
+    try:
+        start = selector.parse(text)
+    except ArgumentInvalid:
+        return
+    assert start.latest or str(abs(start.value)) in text
+
+
+@given(
+    st.sampled_from(["x-opt-offset", "x-opt-sequence-number", "x-opt-enqueued-time"]),
+    st.booleans(),
+    st.integers(-1, 10**18),
+    st.sampled_from(["'{}'", '"{}"', "{}"]),
+)
+def test_every_spelling_of_a_selector_means_the_same(
+    name: str, inclusive: bool, value: int, quotes: str
+) -> None:
+    operator = ">=" if inclusive else ">"
+    start = selector.parse(f"amqp.annotation.{name} {operator} {quotes.format(value)}")
+    assert (start.value, start.inclusive, start.latest) == (value, inclusive, False)
+
+
+@given(st.text(max_size=40) | st.text("/%a:?*{}", max_size=40), st.booleans())
+def test_any_address_has_readings_or_is_refused(text: str, is_host: bool) -> None:
+    found = list(readings(text, lambda _: is_host))
+    assert 1 <= len(found) <= 2
+    for segments in found:
+        captured = match(("{entity}", "*"), segments)
+        assert (captured is not None) == bool(segments)
