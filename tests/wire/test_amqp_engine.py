@@ -307,6 +307,22 @@ def test_a_shut_session_window_holds_the_rest_of_one_message_back() -> None:
     assert theirs.send_settled([b"next"]) == 1
 
 
+@pytest.mark.parametrize("window", [3, 2**31 - 1, 2**32 - 1])
+def test_what_is_under_way_takes_of_any_session_window(window: int) -> None:
+    pair = Pair()
+    mine, theirs = pair.receiving_client(settled=True)
+    mine.flow(10)
+    pair.run()
+    assert theirs.send_settled([b"0", b"1"]) == 2
+    session = theirs.session
+    session.on_flow(Flow(0, window, 0, 100))  # written before it saw either
+    assert session.remote_incoming_window == window - 2
+    session.on_flow(Flow(2, window, 0, 100))
+    assert session.remote_incoming_window == window
+    session.on_flow(Flow(0, 1, 0, 100))
+    assert session.remote_incoming_window == 0
+
+
 def test_detaching_drops_the_rest_of_a_message() -> None:
     pair = Pair(client=Settings("client", max_frame_size=512))
     mine, theirs = pair.receiving_client(settled=True)

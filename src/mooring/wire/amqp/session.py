@@ -233,10 +233,11 @@ class Session:
 
     def on_flow(self, flow: Flow) -> None:
         self.next_incoming_id = flow.next_outgoing_id
-        window = ((flow.next_incoming_id or 0) + flow.incoming_window) - self.next_outgoing_id
-        window &= MAX_UINT
+        # What is still on its way to the peer takes of the window that it tells (§2.5.6); a window
+        # may be any unsigned number, the greatest one included.
+        under_way = (self.next_outgoing_id - (flow.next_incoming_id or 0)) & MAX_UINT
         was_shut = self.sendable(True) <= 0
-        self.remote_incoming_window = window if window < 1 << 31 else 0
+        self.remote_incoming_window = max(0, flow.incoming_window - under_way)
         self._send_backlog()
         link = None
         if flow.handle is not None:
