@@ -323,6 +323,22 @@ def test_what_is_under_way_takes_of_any_session_window(window: int) -> None:
     assert session.remote_incoming_window == 0
 
 
+@pytest.mark.parametrize("credit", [3, 2**31 - 1, 2**32 - 1])
+def test_what_is_under_way_takes_of_any_credit(credit: int) -> None:
+    pair = Pair()
+    mine, theirs = pair.receiving_client(settled=True)
+    mine.flow(10)
+    pair.run()
+    assert theirs.send_settled([b"0", b"1"]) == 2
+    flow = Flow(0, 100, 0, 100, handle=mine.handle, link_credit=credit)
+    theirs.on_flow(flow._replace(delivery_count=0))  # written before it saw either
+    assert theirs.credit == credit - 2
+    theirs.on_flow(flow._replace(delivery_count=2))
+    assert theirs.credit == credit
+    theirs.on_flow(flow._replace(delivery_count=0, link_credit=1))
+    assert theirs.credit == 0
+
+
 def test_detaching_drops_the_rest_of_a_message() -> None:
     pair = Pair(client=Settings("client", max_frame_size=512))
     mine, theirs = pair.receiving_client(settled=True)

@@ -401,10 +401,10 @@ class Link:
             return
         if self.role is SENDER:
             if flow.link_credit is not None:
-                granted = (flow.delivery_count or 0) + flow.link_credit - self.delivery_count
-                # Serial arithmetic: a limit that lies behind us wraps to the upper half.
-                granted &= MAX_UINT
-                self.credit = granted if granted < 1 << 31 else 0
+                # What is still on its way to the peer takes of the credit that it tells (§2.6.7);
+                # credit, too, may be any unsigned number.
+                under_way = (self.delivery_count - (flow.delivery_count or 0)) & MAX_UINT
+                self.credit = max(0, flow.link_credit - under_way)
             self.drain = flow.drain
             if self.sendable > 0 or self.drain:
                 self.session.emit(Credited(self))
