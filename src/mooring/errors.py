@@ -92,14 +92,6 @@ class ArgumentInvalid(HubError):
     number, condition = 400004, "com.microsoft:argument-error"
 
 
-class ArgumentNull(HubError):
-    number, condition = 400005, "com.microsoft:argument-error"
-
-
-class IotHubFormatError(HubError):
-    number, condition = 400006, "com.microsoft:argument-error"
-
-
 class DeviceDefinedMultipleTimes(HubError):
     number, condition = 400011, "com.microsoft:argument-error"
 
@@ -208,15 +200,11 @@ class DeviceAlreadyExists(HubError):
     number, condition = 409001, "com.microsoft:device-already-exists"
 
 
-class LinkCreationConflict(HubError):
-    number, condition = 409002, "com.microsoft:link-creation-conflict"
-
-
 class ModuleAlreadyExistsOnDevice(HubError):
     number, condition = 409301, "com.microsoft:device-already-exists"
 
 
-# 412, 413, 415, 429 -------------------------------------------------------------------------
+# 412, 413, 415 ------------------------------------------------------------------------------
 
 
 class PreconditionFailed(HubError):
@@ -241,10 +229,6 @@ class TooManyModulesOnDevice(HubError):
 
 class GenericUnsupportedMediaType(HubError):
     number, condition = 415000, "com.microsoft:argument-error"
-
-
-class ThrottlingException(HubError):
-    number, condition = 429001, "com.microsoft:device-container-throttled"
 
 
 # 5xx ----------------------------------------------------------------------------------------

@@ -140,26 +140,6 @@ def test_a_scope_needs_a_host(text: str) -> None:
         sas.parse_scope(text)
 
 
-@pytest.mark.parametrize(
-    ("scope", "resource", "covered"),
-    [
-        ("hub", "", True),
-        ("hub", "devices/d1/messages/events", True),
-        ("hub/devices", "devices/d1", True),
-        ("hub/devices/d1", "devices/d1", True),
-        ("hub/devices/d1", "devices/d1/modules/m", True),
-        ("hub/devices/d1", "devices/d12", False),
-        ("hub/devices/d1", "devices/D1", False),
-        ("hub/devices/d1", "devices", False),
-        ("hub/devices/d1", "", False),
-        ("hub/devices/d%231", "devices/d#1", True),
-        ("hub/devices/d%231", "devices/d%231", True),
-    ],
-)
-def test_covering(scope: str, resource: str, covered: bool) -> None:
-    assert sas.parse_scope(scope).covers(resource) is covered
-
-
 def test_nothing_shows_the_signature() -> None:
     text = sas.generate(KEY, "hub", 1)
     token = sas.parse(text)
@@ -198,4 +178,4 @@ def test_every_legal_device_id_round_trips(device_id: str, expires: int) -> None
     token = sas.parse(sas.generate(KEY, f"hub/devices/{device_id}", expires))
     assert sas.verify(token, KEY)
     assert token.expires == expires
-    assert token.scope.covers(f"devices/{device_id}")
+    assert token.scope.segments == ("devices", device_id)

@@ -40,19 +40,6 @@ class Scope:
     def __str__(self) -> str:
         return "/".join((self.host, *self.segments))
 
-    def covers(self, resource: str) -> bool:
-        """Whether `resource`, a path under the host, lies at or below this scope.
-
-        Compared segment by segment and case-sensitively. Some clients encode the ids and then the
-        whole scope again, so a segment also counts as what it decodes to."""
-        path = tuple(part for part in resource.split("/") if part)
-        if len(path) < len(self.segments):
-            return False
-        return all(
-            wanted in (segment, _decoded(segment))
-            for segment, wanted in zip(self.segments, path, strict=False)
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -193,10 +180,6 @@ def _readings(key: str, *, raw_text: bool) -> Iterator[bytes]:
         pass
     if raw_text:
         yield key.encode()
-
-
-def _decoded(segment: str) -> str:
-    return unquote(segment) if "%" in segment else segment
 
 
 def _lower_hex(encoded: str) -> str:
