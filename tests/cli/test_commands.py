@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -98,12 +100,51 @@ def test_a_name_with_every_character_that_ids_may_hold(served: Served) -> None:
     name = "a-:.+%_#*?!(),=@;$'z"
     assert told(served, "device", "create", name)["deviceId"] == name
     assert told(served, "device", "show", name)["deviceId"] == name
+    shown = ok(served, "device", "show", name)
+    hint = shlex.split(shown[shown.index("mooring connection-string") :].splitlines()[0])
+    assert f"DeviceId={name};" in ok(served, *hint[1:])
     assert served.run("device", "delete", name).returncode == 0
+
+
+def test_an_id_of_dots_is_an_id_and_no_way_up(served: Served) -> None:
+    ok(served, "device", "create", "dotted")
+    assert "ModuleNotFound" in refused(served, "module", "delete", "dotted", "..")
+    assert told(served, "device", "show", "dotted")["deviceId"] == "dotted"
+    for name in (".", ".."):
+        assert told(served, "module", "create", "dotted", name)["moduleId"] == name
+        assert served.run("module", "delete", "dotted", name).returncode == 0
+
+
+def test_an_empty_id_is_no_leave_to_take_another(served: Served) -> None:
+    """As a script writes it whose variable is not set."""
+    ok(served, "device", "create", "whole")
+    for arguments in (
+        ("connection-string", "--policy", ""),
+        ("connection-string", "--device", ""),
+        ("connection-string", "--device", "whole", "--module", ""),
+        ("sas-token", "--device", ""),
+        ("sas-token", "--policy", ""),
+        ("sas-token", "--device", "whole", "--module", ""),
+        ("twin", "update", "whole", "--module", "", "--tags", '{"a": 1}'),
+        ("twin", "show", "whole", "--module", ""),
+        ("device", "show", ""),
+        ("device", "delete", ""),
+        ("module", "delete", "whole", ""),
+    ):
+        assert "empty" in refused(served, *arguments)
+    assert not told(served, "twin", "show", "whole").get("tags")
+
+
+def test_what_others_wrote_does_not_command_the_terminal(served: Served) -> None:
+    ok(served, "device", "create", "loud", "--reason", "\\[bold]a\x1b[2Jb")
+    assert "\\[bold]a\\x1b[2Jb" in ok(served, "device", "show", "loud")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("status", "--hub", "localhost:x"), "localhost:x"),
+        (("device", "show", "a\udcff"), "UTF-8"),
         (("device", "create", "twice"), "mooring device update"),
         (("device", "show", "nobody"), "mooring device list"),
         (("device", "delete", "nobody"), "mooring device list"),
@@ -240,6 +281,12 @@ def test_exec_makes_a_command_trust_the_hub_and_the_public_roots(served: Served)
 def test_exec_hands_over_options_and_exit_status(served: Served) -> None:
     done = served.run("exec", "--", sys.executable, "-c", "import sys; sys.exit(7)")
     assert done.returncode == 7
+
+
+def test_exec_gives_a_command_the_signals_that_a_shell_would(served: Served) -> None:
+    """Python ignores SIGPIPE; what it starts should not."""
+    shell = ok(served, "exec", "--", "grep", "SigIgn", "/proc/self/status")
+    assert int(shell.split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0
 
 
 # Without a hub ----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from .control import Control, Refused
-from .options import DEFAULT_DATA, Data, HubName
+from .options import DEFAULT_DATA, DEFAULT_POLICY, Data, HubName
 
 
 def connection_string(
@@ -30,9 +30,9 @@ def connection_string(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Print a connection string: of a policy (default), a device, a module or the events."""
-    if module and not device:
+    if module is not None and device is None:
         raise Refused("--module ID goes with --device ID")
-    if device and (policy or events):
+    if device is not None and (policy is not None or events):
         raise Refused("--device goes with neither --policy nor --events")
     if plain and not events:
         raise Refused("--plain goes with --events")
@@ -40,10 +40,10 @@ def connection_string(
     slot = "secondaryKey" if secondary else "primaryKey"
     status = control.control("GET", "status")
     host = status["hub"]["name"]
-    if device:
+    if device is not None:
         print(_of_identity(control, host, device, module, slot))
         return
-    key = control.control("GET", "policies", policy or "iothubowner")
+    key = control.control("GET", "policies", DEFAULT_POLICY if policy is None else policy)
     credential = f"SharedAccessKeyName={key['name']};SharedAccessKey={key[slot]}"
     if not events:
         print(f"HostName={host};{credential}")
@@ -58,13 +58,13 @@ def connection_string(
 
 def _of_identity(control: Control, host: str, device: str, module: str | None, slot: str) -> str:
     key = identity_key(control, device, module, slot)
-    who = f"HostName={host};DeviceId={device}" + (f";ModuleId={module}" if module else "")
+    who = f"HostName={host};DeviceId={device}" + ("" if module is None else f";ModuleId={module}")
     return f"{who};SharedAccessKey={key}" if key else f"{who};x509=true"
 
 
 def identity_key(control: Control, device: str, module: str | None, slot: str) -> str:
     """A device's or module's key; "" if it proves itself by certificate. Raises Refused."""
-    path = ("devices", device, "modules", module) if module else ("devices", device)
+    path = ("devices", device) if module is None else ("devices", device, "modules", module)
     auth = control.service("GET", *path)["authentication"]
     if auth.get("type") in ("selfSigned", "certificateAuthority"):
         return ""

@@ -31,13 +31,17 @@ class Control:
     """One command's connection to the hub in `data`; `hub` picks one of several."""
 
     def __init__(self, data: Path, hub: str | None = None) -> None:
+        """Raises Refused if `hub` cannot be a host name."""
         self._data = data
-        self._client = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(data / SOCKET_NAME)),
-            base_url=f"http://{hub or 'localhost'}",
-            timeout=_TIMEOUT,
-            trust_env=False,
-        )
+        try:
+            self._client = httpx.Client(
+                transport=httpx.HTTPTransport(uds=str(data / SOCKET_NAME)),
+                base_url=f"http://{'localhost' if hub is None else _named(hub)}",
+                timeout=_TIMEOUT,
+                trust_env=False,
+            )
+        except httpx.InvalidURL:
+            raise Refused(f"{hub} is no host name") from None
 
     def service(self, method: str, *path: str, **options: Any) -> Any:
         """Call the service REST API; `path` is its segments, unescaped."""
@@ -58,7 +62,7 @@ class Control:
         if_match: str | None = None,
     ) -> Any:
         """The answer's JSON, None if it has none. Raises Refused."""
-        url = "/" + "/".join(quote(segment, safe="$") for segment in path)
+        url = "/" + "/".join(map(_segment, path))
         headers = {"If-Match": f'"{if_match}"'} if if_match is not None else {}
         try:
             response = self._client.request(method, url, params=params, json=body, headers=headers)
@@ -110,6 +114,23 @@ class Control:
         return Refused(
             f"{said}; {advice}" if advice else said, status=response.status_code, code=code
         )
+
+
+def _segment(text: str) -> str:
+    """A name as one segment of a path. Raises Refused for what no name can be."""
+    try:
+        quoted = quote(_named(text), safe="$")
+    except UnicodeEncodeError:
+        raise Refused(f"{text!r} is not UTF-8") from None
+    # httpx takes dots alone for a way up, and a module called `..` for its device.
+    return quoted if text.strip(".") else quoted.replace(".", "%2E")
+
+
+def _named(text: str) -> str:
+    """A name that is one. Raises Refused: an empty one must not mean the default, or all."""
+    if not text:
+        raise Refused("a name is empty; does a variable have no value?")
+    return text
 
 
 _ADVICE = {

@@ -6,6 +6,7 @@ usual roots by it, so the file holds the public roots too; Node adds NODE_EXTRA_
 """
 
 import os
+import signal
 import ssl
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,9 @@ def execute(
     trust = dict.fromkeys(
         ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"), str(bundle)
     )
+    # Python ignores these two, and what it starts would go on ignoring them.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvpe(command[0], command, {**os.environ, **trust})  # noqa: S606 - that is its job
     except FileNotFoundError:

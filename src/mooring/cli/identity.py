@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -136,7 +137,9 @@ def show(document: dict[str, Any], as_json: bool) -> None:
     prints = auth.get("x509Thumbprint") or {}
     keys = auth.get("symmetricKey") or {}
     module_id = document.get("moduleId")
-    which = f"--device {document['deviceId']}" + (f" --module {module_id}" if module_id else "")
+    which = f"--device {quote(document['deviceId'])}"
+    if module_id:
+        which += f" --module {quote(module_id)}"
     print_fields(
         {
             "device": document.get("deviceId"),

@@ -8,6 +8,7 @@ import typer
 from ..config import DATA_ENV
 
 DEFAULT_DATA = Path("data")
+DEFAULT_POLICY = "iothubowner"
 
 Data = Annotated[
     Path,

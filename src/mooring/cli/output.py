@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def print_json(value: Any) -> None:
@@ -56,9 +57,12 @@ def _print(table: Table) -> None:
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Text:
+    """What is shown of a value: no markup, and nothing that a terminal would obey."""
     if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value).replace("[", r"\[")
+        text = "yes" if value else "no"
+    elif isinstance(value, (list, tuple)):
+        text = ", ".join(map(str, value))
+    else:
+        text = "" if value is None else str(value)
+    return Text("".join(each if each.isprintable() else repr(each)[1:-1] for each in text))

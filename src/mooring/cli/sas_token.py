@@ -8,7 +8,7 @@ import typer
 from ..wire import sas
 from .connection_string import identity_key
 from .control import Control, Refused
-from .options import DEFAULT_DATA, Data, HubName
+from .options import DEFAULT_DATA, DEFAULT_POLICY, Data, HubName
 
 
 def sas_token(
@@ -31,20 +31,20 @@ def sas_token(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Print a SAS token: of a policy (default), a device or a module."""
-    if module and not device:
+    if module is not None and device is None:
         raise Refused("--module ID goes with --device ID")
-    if device and policy:
+    if device is not None and policy is not None:
         raise Refused("--device does not go with --policy")
     control = Control(data, hub)
     slot = "secondaryKey" if secondary else "primaryKey"
     resource = str(control.control("GET", "status")["hub"]["name"])
     name = ""
-    if device:
+    if device is not None:
         key = identity_key(control, device, module, slot)
         if not key:
             raise Refused(f"{module or device} proves itself by certificate and has no key")
-        resource += f"/devices/{device}" + (f"/modules/{module}" if module else "")
+        resource += f"/devices/{device}" + ("" if module is None else f"/modules/{module}")
     else:
-        found = control.control("GET", "policies", policy or "iothubowner")
+        found = control.control("GET", "policies", DEFAULT_POLICY if policy is None else policy)
         name, key = found["name"], found[slot]
     print(sas.generate(key, resource, int(time.time()) + ttl, policy=name))

@@ -52,7 +52,9 @@ def update(
 
 
 def _path(device_id: str, module: str | None) -> tuple[str, ...]:
-    return ("twins", device_id, "modules", module) if module else ("twins", device_id)
+    if module is None:
+        return ("twins", device_id)
+    return ("twins", device_id, "modules", module)
 
 
 def _object(option: str, text: str) -> dict[str, Any]:
