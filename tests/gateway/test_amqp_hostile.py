@@ -98,6 +98,87 @@ async def test_half_a_sasl_frame_and_silence() -> None:
             writer.close()
 
 
+class Stuck(asyncio.Transport):
+    """A transport whose other end takes nothing, so that closing it does not come to an end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        """Nothing comes."""
+
+
+async def test_a_silent_client_that_cannot_be_told_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = 0
+    tick = gateway.Connection._on_tick
+
+    def spy(self: gateway.Connection) -> None:
+        nonlocal ticks
+        ticks += 1
+        tick(self)
+
+    monkeypatch.setattr(gateway.Connection, "_on_tick", spy)
+    async with serving(idle_time_out=0.01) as served:
+        transport = Stuck()
+        connection = served.endpoint()
+        connection.connection_made(transport)
+        connection.data_received(AMQP_HEADER + frame(Open("c", "localhost")))
+        async with asyncio.timeout(10):
+            while not transport.closed:
+                await asyncio.sleep(0.001)
+        assert b"idle" in transport.written
+        ticks = 0
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert ticks == 0
+        connection.connection_lost(None)
+
+
+async def test_a_node_is_there_again_after_its_links_were_not() -> None:
+    """The links go in the same turn in which the request came, before it was looked at."""
+    async with serving() as served:
+        client = await served.client()
+        await client.receiver("$management", target="replies")
+        reply = await client.receiver("$cbs", target="replies")
+        request = await client.sender("$cbs")
+        assert request.send(PUT) is not None
+        request.detach()
+        reply.detach()
+        client.flush()
+        answer = await client.put_token(served.token())
+        assert answer.application_properties["status-code"] == 200
+        client.close()
+
+
+async def test_guesses_count_wherever_they_are_made() -> None:
+    async with serving() as served:
+        client = await served.client()
+        question = {
+            "operation": "READ",
+            "type": "com.microsoft:eventhub",
+            "name": "localhost",
+            "security_token": served.token(ttl=-1000),
+        }
+        for _ in range(gateway.MAX_FAILED_TOKENS - 1):
+            answer = await client.request("$management", question)
+            assert answer.application_properties["status-code"] == 401
+        with pytest.raises(Refused):
+            await client.request("$management", question)
+
+
 def frame(performative: Any, channel: int = 0, payload: bytes = b"") -> bytes:
     return encode_frame(channel, encode_composite(performative) + payload)
 

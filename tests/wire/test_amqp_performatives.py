@@ -371,6 +371,7 @@ BROKEN_MESSAGES = {
     "14 properties": encode(Described(ULong(0x73), [None] * 14)),
     "content type that is a number": encode(Described(ULong(0x73), [None] * 6 + [5])),
     "message id that is a list": encode(Described(ULong(0x73), [[1]])),
+    "message id that is an array": encode(Described(ULong(0x73), [Array((1,), int)])),
     "header priority that is text": encode(Described(ULong(0x70), [True, "high"])),
     "sequence that is no list": encode(Described(ULong(0x76), 5)),
     "truncated": FULL.encode()[:-1],

@@ -124,6 +124,7 @@ MALFORMED = {
     "array without a constructor": "e00100",
     "array of many nulls": "f000000005ffffffff40",
     "array of unknown elements": "e0020001",
+    "array of described elements, and none": "e0050000530140",
     "described without a value": "005310",
 }
 
@@ -237,8 +238,7 @@ def _has_nan(value: object) -> bool:
     if isinstance(value, dict):
         return any(map(_has_nan, value)) or any(map(_has_nan, value.values()))
     if isinstance(value, Array):
-        # An empty array of described elements has lost its constructor: nothing to write it as.
-        return (value.kind is Described and not value.items) or any(map(_has_nan, value.items))
+        return any(map(_has_nan, value.items))
     return isinstance(value, float) and math.isnan(value)
 
 

@@ -164,8 +164,12 @@ class Connection(asyncio.Protocol):
         hub = self.hub
         if hub is None:
             raise IotHubNotFound(reason="the connection's host is no hub of this server")
+        self._keep(hub, await self.judge(hub, token))
+
+    async def judge(self, hub: "Hub", token: str) -> "Principal":
+        """Who a token is of. Raises HubError; a stranger has a few attempts only."""
         try:
-            self._keep(hub, await hub.access.authenticate(token))
+            return await hub.access.authenticate(token)
         except IotHubUnauthorized:
             self._failed_tokens += 1
             if self._failed_tokens >= MAX_FAILED_TOKENS and not self.grants:
@@ -336,9 +340,6 @@ class Connection(asyncio.Protocol):
             return
         self.grants.unbind(link)
         handler.closed()
-        if not link.session.links:
-            for key in [key for key in self.nodes if key[0] is link.session]:
-                del self.nodes[key]
 
     def _forget_links(self) -> None:
         for session in self._engine.sessions:
@@ -386,7 +387,7 @@ class Connection(asyncio.Protocol):
     def _on_tick(self) -> None:
         due = self._engine.tick(self._loop.time())
         self._pump()
-        if self._transport is not None:
+        if not self._over:
             self._tick = self._loop.call_at(due, self._on_tick)
 
     def _expect_token(self) -> None:

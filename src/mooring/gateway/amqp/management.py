@@ -47,7 +47,7 @@ async def _authorise(connection: "Connection", hub: "Hub", token: Any) -> None:
         if not isinstance(token, str | bytes) or not token:
             raise
         text = token.decode("utf-8", "replace") if isinstance(token, bytes) else token
-        principal = await hub.access.authenticate(text)
+        principal = await connection.judge(hub, text)
         hub.access.require(principal, Right.SERVICE_CONNECT, EVENTS_PATH)
 
 

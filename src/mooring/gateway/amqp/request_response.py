@@ -52,9 +52,11 @@ Answer = Callable[[Message], Awaitable[Reply]]
 class Node:
     """One node in one session: the links of both directions share it."""
 
-    def __init__(self, opening: Opening, answer: Answer) -> None:
+    def __init__(self, opening: Opening, answer: Answer, *, forget: Callable[[], object]) -> None:
+        """`forget` is called when the last link has gone: who comes then needs a new node."""
         self._connection = opening.connection
         self._answer = answer
+        self._forget = forget
         self._replies: list[Link] = []  # in the order of their attaching
         self._requests: deque[Delivery] = deque()
         self._waiting: dict[Link, deque[bytes]] = {}
@@ -75,7 +77,10 @@ class Node:
         if link in self._replies:
             self._replies.remove(link)
             del self._waiting[link]
-        if not self._links and self._task is not None:
+        if self._links:
+            return
+        self._forget()
+        if self._task is not None:
             self._task.cancel()
             self._connection.release(self)  # a task that never began has no end that would
 

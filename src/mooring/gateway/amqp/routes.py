@@ -67,14 +67,19 @@ class Route(NamedTuple):
 
 
 def _node(name: str, answer: Callable[[Opening, Message], Awaitable[Reply]]) -> Serve:
-    """Links of one request-response node; both directions of a session share it."""
+    """Links of one request-response node; both directions of a session share it, and the last
+    one takes it along."""
 
     def serve(opening: Opening) -> Handler:
         nodes = opening.connection.nodes
         key = (opening.link.session, name)
         node = nodes.get(key)
         if node is None:
-            node = nodes[key] = Node(opening, lambda message: answer(opening, message))
+            node = nodes[key] = Node(
+                opening,
+                lambda message: answer(opening, message),
+                forget=lambda: nodes.pop(key, None),
+            )
         return node.join(opening.link)
 
     return serve

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from mooring.wire.amqp.types import (
     NULL,
+    Array,
     Buffer,
     Described,
     Symbol,
@@ -198,7 +199,7 @@ def _read_properties(fields: Any) -> Properties:
     for kind, value in zip(_PROPERTY_TYPES, fields, strict=False):
         if value is not None:
             if kind is _ID:
-                if isinstance(value, list | dict | Described):
+                if isinstance(value, list | dict | Array | Described):
                     raise WireError("message id is a compound")
             elif kind is bytes:
                 if isinstance(value, str):  # hand-written clients send text for user-id

@@ -109,7 +109,8 @@ class Described:
 @dataclass(frozen=True, slots=True)
 class Array:
     """Values of one type. `kind` is their class (`type(None)`, `bool`, `Symbol`, …), needed since
-    an array may be empty. Elements of kind `Described` share one descriptor."""
+    an array may be empty. Elements of kind `Described` share one descriptor, which an empty array
+    could not keep: there is none of those."""
 
     items: tuple[Any, ...]
     kind: type = Symbol
@@ -296,6 +297,8 @@ def _array(wide: bool) -> _Decoder:
         descriptor: Any = None
         described = buffer[at] == 0
         if described:
+            if not count:
+                raise WireError("AMQP array of described elements is empty")  # see `Array`
             descriptor, at = _value(buffer, at + 1, depth - 1)
         code = buffer[at]
         decoder = _DECODERS[code]
