@@ -230,7 +230,7 @@ async def test_a_client_survives_a_restart_of_the_hub(
 async def test_disabling_a_device_ends_its_session(
     aio: Flavour, device: Account, service: IoTHubRegistryManager, hub: Hub
 ) -> None:
-    client = aio.device(device)
+    client = aio.device(device, connection_retry=False)
     await client.connect()
     keys = (device.primary, device.secondary)
     service.update_device_with_sas(device.device_id, "*", *keys, "disabled", status_reason="test")
@@ -246,7 +246,7 @@ async def test_disabling_a_device_ends_its_session(
 async def test_disabling_a_device_ends_its_modules_sessions(
     aio: Flavour, device: Account, module: Account, service: IoTHubRegistryManager
 ) -> None:
-    client = aio.device(module)
+    client = aio.device(module, connection_retry=False)
     await client.connect()
     service.update_device_with_sas(
         device.device_id, "*", device.primary, device.secondary, "disabled"
@@ -259,7 +259,7 @@ async def test_disabling_a_device_ends_its_modules_sessions(
 async def test_deleting_a_device_ends_its_session(
     aio: Flavour, device: Account, service: IoTHubRegistryManager
 ) -> None:
-    client = aio.device(device)
+    client = aio.device(device, connection_retry=False)
     await client.connect()
     service.delete_device(device.device_id)
     await lost(client)
@@ -270,7 +270,7 @@ async def test_deleting_a_device_ends_its_session(
 async def test_a_new_key_ends_the_sessions_of_the_old_one_only(
     aio: Flavour, device: Account, module: Account, service: IoTHubRegistryManager
 ) -> None:
-    client = aio.device(device)
+    client = aio.device(device, connection_retry=False)
     await client.connect()
     replaced = random_key()
     service.update_device_with_sas(device.device_id, "*", device.primary, replaced, "enabled")
