@@ -257,15 +257,19 @@ def answers(calls: list[Call], port: int) -> list[int]:
 
 def dispositions(calls: list[Call], port: int, markers: list[bytes]) -> Iterator[Acknowledged]:
     """Each AMQP disposition, one transfer after another, as it is to be read on the wire."""
+    # The client waits for each answer before it sends the next, and what $cbs settled came before
+    # the first transfer: from there on, every disposition is the next transfer's.
     waiting = list(markers)
     asked = False
     for call in connection(calls, port):
         if call.name in IN:
-            asked = asked or (bool(waiting) and waiting[0] in call.data)
-        elif asked and DISPOSITION in call.data:
-            asked = False
-            yield Acknowledged(waiting.pop(0), call.began)
-    assert not waiting
+            asked = asked or waiting[0] in call.data
+        elif asked:
+            for _ in range(call.data.count(DISPOSITION)):
+                yield Acknowledged(waiting.pop(0), call.began)
+            if not waiting:
+                break
+    assert not waiting, f"no disposition was traced of {waiting}"
 
 
 def out_of_order(recorded: Recorded) -> list[str]:
