@@ -236,6 +236,17 @@ async def test_strangers_get_few_links() -> None:
         client.close()
 
 
+async def test_strangers_get_short_links() -> None:
+    more: dict[str, Any] = {"properties": {Symbol("p"): "x" * gateway.STRANGER_PERFORMATIVE}}
+    async with serving() as served:
+        client = await served.client()
+        with pytest.raises(Refused, match="resource-limit-exceeded"):
+            await client.attach(RECEIVER, "$cbs", **more)
+        client = await served.opened()
+        await client.attach(RECEIVER, "$cbs", **more)
+        client.close()
+
+
 async def test_strangers_get_few_guesses() -> None:
     async with serving() as served:
         client = await served.client()

@@ -44,6 +44,7 @@ from mooring.wire.amqp.performatives import (
     encode_composite,
 )
 from mooring.wire.amqp.session import INCOMING_WINDOW, MAX_UNSETTLED, Session
+from mooring.wire.amqp.types import Symbol
 
 MECHANISMS = ("MSSBCBS", "PLAIN", "ANONYMOUS", "EXTERNAL")
 
@@ -560,6 +561,22 @@ def test_frames_after_open_may_be_as_large_as_announced_and_no_larger() -> None:
     assert isinstance(rude.events[-1], Delivered)
     rude.say(Transfer(0, 1, b"u"), payload=b"x" * 66_000)
     assert conditions(rude.heard()) == [("Close", "amqp:decode-error")]
+
+
+def test_what_is_kept_of_a_peer_is_small() -> None:
+    """A list of nothings takes sixty times its wire size in memory, and an attach is kept."""
+    attach = Attach("n", 0, RECEIVER, properties={Symbol("p"): [[]] * 500})
+    rude = Rude()
+    rude.say(attach)
+    assert isinstance(rude.events[-1], Attached)
+    rude = Rude(max_performative=1000)
+    rude.say(Attach("n", 0, RECEIVER))
+    rude.say(attach)
+    assert conditions(rude.heard()) == [("Close", "amqp:resource-limit-exceeded")]
+    rude = Rude(max_performative=1000)
+    rude.sender(credit=5)
+    rude.say(Transfer(0, 0, b"t"), payload=b"x" * 60_000)
+    assert isinstance(rude.events[-1], Delivered)
 
 
 def test_transfer_without_credit() -> None:

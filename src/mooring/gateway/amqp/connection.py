@@ -58,6 +58,7 @@ CLOSE_TIME: Final = 5.0  # seconds for the client to answer our close
 STRANGER_LINKS: Final = 16
 STRANGER_SESSIONS: Final = 4
 STRANGER_REASSEMBLY: Final = 64 * 1024
+STRANGER_PERFORMATIVE: Final = 4 * 1024  # decoded, and kept with its link, it is sixty times that
 MAX_FAILED_TOKENS: Final = 16
 
 MAX_REFUSALS: Final = 32  # links that a stranger may be refused
@@ -85,6 +86,7 @@ class Connection(asyncio.Protocol):
                     max_links=STRANGER_LINKS,
                     max_sessions=STRANGER_SESSIONS,
                     max_reassembly=STRANGER_REASSEMBLY,
+                    max_performative=STRANGER_PERFORMATIVE,
                 ),
             )
         )
@@ -354,6 +356,7 @@ class Connection(asyncio.Protocol):
         known, limits = Limits(), self._engine.limits
         limits.max_links, limits.max_sessions = known.max_links, known.max_sessions
         limits.max_reassembly = known.max_reassembly
+        limits.max_performative = known.max_performative
 
     def _find_hub(self, hostname: str | None) -> tuple["Hub", str]:
         """The hub that the client means, and by which name it calls it. Raises IotHubNotFound.

@@ -17,8 +17,8 @@ Invariants:
 - Until `open`, a frame is at most PREAUTH_FRAME_SIZE long; after it, at most what we announced.
 - Open and begin are answered by the engine at once, since peers send everything up to attach
   without waiting. Attach is answered by the user.
-- Sessions, links, handles and bytes under reassembly have limits, which the user may widen when
-  the peer has proved who it is.
+- Sessions, links, handles, bytes under reassembly and the size of a performative have limits,
+  which the user may widen when the peer has proved who it is.
 - While the user decides about SASL, what the peer sent ahead waits undecoded; the user should
   stop reading then.
 - Frames and heartbeats count as signs of life; `tick` compares with the user's clock.
@@ -86,6 +86,7 @@ class Limits:
     max_sessions: int = 1024
     max_links: int = 8192
     max_reassembly: int = 4 * 1024 * 1024  # bytes of deliveries not complete, all links together
+    max_performative: int = 16 * 1024  # bytes of one without its payload; links keep theirs
 
 
 @dataclass(slots=True)
@@ -331,6 +332,8 @@ class Connection:
         if not frame.body:
             return
         performative, end = decode_performative(frame.body)
+        if end > self.limits.max_performative:
+            raise _Violation(conditions.RESOURCE_LIMIT_EXCEEDED, "performative is too long")
         kind = type(performative)
         if kind not in _LEGAL[self.state]:
             raise _Violation(
