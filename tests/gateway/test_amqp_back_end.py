@@ -16,6 +16,7 @@ from mooring.wire.amqp.performatives import (
     SENDER,
     Accepted,
     Disposition,
+    Flow,
     Modified,
     Rejected,
     Released,
@@ -270,6 +271,26 @@ async def test_settled_feedback_is_gone_when_sent() -> None:
         await outcome(served, client, ref, "m1")
         assert (await client.delivery(link)).settled
         await until_none_is_left(served)
+        client.close()
+
+
+async def test_draining_feedback_is_answered_with_and_without_credit() -> None:
+    async with serving(settings=QUICK) as served:
+        ref = await device(served)
+        client = await served.opened()
+        link = await client.receiver(FEEDBACK, credit=1)
+        await outcome(served, client, ref, "m1")
+        await client.delivery(link)
+        for credit in (0, 5):
+            heard: list[Flow] = []
+            link.on_flow = heard.append  # type: ignore[method-assign]
+            link.flow(credit, drain=True)
+            client.flush()
+            async with asyncio.timeout(10):
+                while not heard:
+                    await asyncio.sleep(0.001)
+            assert heard[-1].drain
+            assert heard[-1].link_credit == 0
         client.close()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from tests.gateway.amqp_dialogue import Refused, plain, serving
 
 from mooring.errors import ServiceUnavailable
 from mooring.gateway.amqp import connection as gateway
+from mooring.hub.policies import Right
 from mooring.hub.registry import IdentityRequest
 from mooring.wire import sas
 from mooring.wire.amqp import engine_events as engine
@@ -172,6 +174,21 @@ async def test_a_renewed_token_keeps_the_links() -> None:
         served.advance(120)
         await served.write(b"still here")
         assert (await client.message(link)).body() == b"still here"
+        client.close()
+
+
+async def test_a_renewed_token_that_grants_less_keeps_less() -> None:
+    """The policy shrank, and its holder was faster than the look at its sessions."""
+    async with serving() as served:
+        client = await served.client()
+        await client.put_token(served.token("service"))
+        link = await client.receiver(PARTITION)
+        (grant,) = served.hub.sessions
+        principal = replace(grant.principal, rights=Right.DEVICE_CONNECT)
+        grant._grants.put(served.hub, principal)  # type: ignore[attr-defined]
+        error = await client.detached(link)
+        assert error is not None
+        assert error.condition == "amqp:unauthorized-access"
         client.close()
 
 

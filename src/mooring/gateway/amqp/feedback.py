@@ -76,16 +76,17 @@ class FeedbackReceiver:
 
     async def _step(self) -> None:
         self._work.clear()
-        batch = None
-        if self._connection.writable and self._link.sendable and len(self._held) < MAX_UNSETTLED:
-            batch = await self._hub.feedback.receive()
-            if batch is None and self._link.drain:
-                self._link.drained()
-                self._connection.flush()
-        if batch is None:
-            await self._work.wait()
-        else:
+        holds_enough = len(self._held) >= MAX_UNSETTLED
+        room = self._connection.writable and self._link.sendable and not holds_enough
+        batch = await self._hub.feedback.receive() if room else None
+        if batch is not None:
             await self._send(batch)
+            return
+        if self._link.drain and (room or holds_enough or not self._link.credit):
+            # No batch for it, or no credit left: not if only the socket or the session is full.
+            self._link.drained()
+            self._connection.flush()
+        await self._work.wait()
 
     async def _send(self, batch: FeedbackBatch) -> None:
         token = batch.lock_token

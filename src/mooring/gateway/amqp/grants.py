@@ -3,7 +3,7 @@
 Rules:
 
 - A connection holds several tokens, at most MAX_TOKENS, one for each policy or identity and scope;
-  putting another for the same renews the grant without touching its links.
+  putting another for the same renews the grant without touching the links that it still allows.
 - A grant of a policy is a session of the hub: revocation and expiry end it there. A grant of an
   identity is not, as long as it has no device links: it must not push out the session in which the
   device itself is connected. It ends by a timer of its own.
@@ -67,6 +67,7 @@ class Grants:
         if grant is not None:
             hub.sessions.renew(grant, principal)
             self._expire_later(grant)
+            self._place_links(grant)  # its policy may grant less than before
             return
         if len(self._held) >= MAX_TOKENS:
             raise IotHubMaxCbsTokenExceeded(f"A connection takes {MAX_TOKENS} tokens at most.")
@@ -126,13 +127,18 @@ class Grants:
             reason=error.reason,
             tracking_id=error.tracking_id,
         )
-        for link, (right, resource) in tuple(grant.links.items()):
-            try:
-                self.bind(link, right, resource)
-            except HubError:
-                self._connection.detach(link, error)
+        self._place_links(grant, error)
         if not self._held:
             self._connection.end(error)
+
+    def _place_links(self, grant: Grant, error: HubError | None = None) -> None:
+        """Bind a grant's links to what allows them now, and detach the others."""
+        links, grant.links = grant.links, {}
+        for link, (right, resource) in links.items():
+            try:
+                self.bind(link, right, resource)
+            except HubError as refusal:
+                self._connection.detach(link, error or refusal)
 
     def close(self) -> None:
         """The connection has gone."""
