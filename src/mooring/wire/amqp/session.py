@@ -67,7 +67,6 @@ class Session:
         self._handles: dict[int, Link] = {}  # by the peer's handle
         self._own: dict[int, Link] = {}  # by our handle
         self._free: list[int] = []
-        self.handler: Any = None
 
     def __repr__(self) -> str:
         return f"<Session channel {self.channel}>"
