@@ -169,6 +169,11 @@ class Connection:
         self._out.clear()
         return data
 
+    @property
+    def buffered(self) -> int:
+        """How many bytes of the peer's wait undecoded."""
+        return self._decoder.buffered
+
     def next_event(self) -> Event | None:
         """What happened next, or None when more bytes (or a decision on SASL) are needed."""
         while not self._events:
